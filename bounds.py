@@ -1,0 +1,115 @@
+"""Worst-case bounds on the description: what can overflow, and how wide a sum must be.
+
+Exact for the synaptic sums (every spike pattern is possible); a membrane is bounded only where its leak bounds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .network import DECAY_ONE, INPUT, Connection, Conv2d, Dense, IntArray, Network, Population, Scale
+
+
+def source_range(network: Network, connection: Connection) -> tuple[int, int]:
+    """Smallest and largest value that one source neuron can send over a connection in one step."""
+    return (network.input.low, network.input.high) if connection.source == INPUT else (0, 1)
+
+
+def synapse_bounds(network: Network, connection: Connection) -> tuple[int, int]:
+    """Smallest and largest possible ``W x`` (no exponent) of one connection over all its target neurons.
+
+    Zero padding only removes terms, so the bound of a neuron in the middle holds for those at the border.
+    """
+    low, high = source_range(network, connection)
+    low, high = min(low, 0), max(high, 0)
+    w = connection.synapse.weight.astype(np.int64)
+    terms_low = np.minimum(w * low, w * high)
+    terms_high = np.maximum(w * low, w * high)
+    match connection.synapse:
+        case Dense():
+            return int(terms_low.sum(axis=1).min()), int(terms_high.sum(axis=1).max())
+        case Conv2d():
+            return int(terms_low.sum(axis=(1, 2, 3)).min()), int(terms_high.sum(axis=(1, 2, 3)).max())
+        case Scale():
+            return int(terms_low.min()), int(terms_high.max())
+
+
+@dataclass(frozen=True)
+class PopulationBounds:
+    """Worst case of one population, in state units.
+
+    Attributes
+    ----------
+    drive : (int, int)
+        Range of ``I 2^f`` in one step.
+    current : (int, int) or None
+        Range of ``u``; None where no bound exists (a current that does not decay).
+    membrane : (int, int) or None
+        Range of ``v`` before fire and reset; None where the membrane does not leak, so that only the reset
+        and the window's length bound it from above and nothing bounds it per step from below.
+    """
+
+    drive: tuple[int, int]
+    current: tuple[int, int] | None
+    membrane: tuple[int, int] | None
+    can_wrap: bool
+    can_saturate: bool
+
+
+def _accumulated(low: int, high: int, decay: int, steps: int, start: int = 0) -> tuple[int, int]:
+    """Range of ``x`` after up to ``steps`` steps of ``x = trunc(x (4096 - decay) / 4096) + [low, high]`` from ``start``."""
+
+    def keep(x: int) -> int:
+        return (abs(x) * (DECAY_ONE - decay) // DECAY_ONE) * (1 if x >= 0 else -1)
+
+    least = most = start
+    lowest, highest = start, start
+    for _ in range(steps):
+        following = keep(least) + low, keep(most) + high
+        if following == (least, most):
+            break
+        least, most = following
+        lowest, highest = min(lowest, least), max(highest, most)
+    return lowest, highest
+
+
+def population_bounds(network: Network, population: Population) -> PopulationBounds:
+    """Worst case of a population over one sample window of ``network.steps`` steps.
+
+    The membrane's bound ignores the reset below (a reset only lowers a positive membrane, at most by ``rho`` to
+    ``theta - rho``), so it is safe, not always tight.
+    """
+    low = high = 0
+    for connection in network.incoming(population.name):
+        shift = population.fraction_bits + connection.weight_exponent
+        c_low, c_high = synapse_bounds(network, connection)
+        low, high = low + (c_low << shift), high + (c_high << shift)
+    u_low, u_high = _accumulated(low, high, population.du, network.steps)
+    limit = 2 ** (population.state_bits - 1)
+    can_wrap = not (-limit < u_low and u_high <= limit)
+    if can_wrap:
+        u_low, u_high = -limit + 1, limit
+    b_low, b_high = int(population.bias.min()), int(population.bias.max())
+    # A reset may leave the membrane lower than it ever was without one: just above theta - rho, or at 0.
+    after_reset = {"subtract": population.threshold - population.reset_amount, "zero": 0, "none": population.v_init}
+    lowest_start = min(population.v_init, after_reset[population.reset])
+    v_low, _ = _accumulated(u_low + b_low, 0, population.dv, network.steps, lowest_start)
+    _, v_high = _accumulated(0, u_high + b_high, population.dv, network.steps, population.v_init)
+    return PopulationBounds(
+        drive=(low, high),
+        current=(u_low, u_high),
+        membrane=(v_low, v_high),
+        can_wrap=can_wrap,
+        can_saturate=v_low < -population.v_max or v_high > population.v_max,
+    )
+
+
+def largest_sum(network: Network, connection: Connection) -> int:
+    """Largest magnitude that any partial sum of ``W x`` of this connection can reach, in any order of summation."""
+    low, high = source_range(network, connection)
+    reach = max(abs(low), abs(high))
+    w: IntArray = np.abs(connection.synapse.weight.astype(np.int64))
+    per_neuron = w if isinstance(connection.synapse, Scale) else w.reshape(len(w), -1).sum(axis=1)
+    return int(per_neuron.max()) * reach

@@ -1,0 +1,667 @@
+"""The network description: integer populations joined by integer connections.
+
+A :class:`Network` has one meaning, and every executor gives exactly this meaning. Per time step ``n = 1..T``,
+populations in topological order (spikes cross all layers within one step, as in training)::
+
+    I = sum over incoming connections of W x 2^e        exact; x = spikes (0/1) or the quantized input
+    u = trunc(u (4096 - du) / 4096) + I 2^f             trunc: toward zero; du = 4096: no current memory
+    v = trunc(v (4096 - dv) / 4096) + u + b             dv = 0: integrate without leak
+    s = 1 where v > theta, else 0                       strict, as in Loihi, Lava and NIR
+    reset "subtract": v = v - rho s                     soft reset; rho need not equal theta
+    reset "zero":     v = 0 where s                     hard reset
+    reset "none":     v stays; a readout accumulator, it does not spike
+
+``u`` wraps and ``v`` saturates at the population's state width. :mod:`lapilli.arithmetic` is this text as code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DataError, DescriptionError
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+Shape: TypeAlias = tuple[int, ...]
+Reset: TypeAlias = Literal["subtract", "zero", "none"]
+ReadoutKind: TypeAlias = Literal["count", "weighted_count", "membrane"]
+
+FORMAT_VERSION = 1
+INPUT = "input"  # the name by which connections refer to the network's input
+DECAY_ONE = 4096  # decays are 12-bit fractions: du = 4096 forgets everything, dv = 0 forgets nothing
+MAX_ELEMENTS = 2**31 - 1  # of one population or weight tensor: bounds what a file can make us allocate
+MAX_STEPS = 2**20
+WEIGHTED_COUNT_ONE = 2**20  # weight of a spike at the last step in a weighted count
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise DescriptionError(message)
+
+
+def _check_shape(where: str, shape: Shape) -> None:
+    _check(1 <= len(shape) <= 4, f"{where}: shape {shape} has {len(shape)} axes; give 1 to 4")
+    _check(all(d >= 1 for d in shape), f"{where}: shape {shape} has an axis below 1")
+    _check(math.prod(shape) <= MAX_ELEMENTS, f"{where}: shape {shape} has more than {MAX_ELEMENTS} elements")
+
+
+def _as_int(where: str, value: Any) -> int:
+    try:
+        exact = not isinstance(value, bool) and int(value) == value
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    _check(exact, f"{where}: {value!r} is not an integer")
+    return int(value)
+
+
+def _pair(where: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
+    _check(len(pair) == 2, f"{where}: {value!r} is not an integer or a pair (vertical, horizontal)")
+    return (_as_int(where, pair[0]), _as_int(where, pair[1]))
+
+
+def _freeze(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A read-only private copy: descriptions are shared between threads and must not change."""
+    copy = np.array(array, order="C")
+    copy.setflags(write=False)
+    return copy
+
+
+def _as_weight(where: str, weight: npt.ArrayLike) -> npt.NDArray[np.int8]:
+    array = np.asarray(weight)
+    _check(array.size >= 1, f"{where}: the weight is empty")
+    _check(array.size <= MAX_ELEMENTS, f"{where}: the weight has more than {MAX_ELEMENTS} elements")
+    _check(array.dtype.kind in "biuf", f"{where}: the weight has dtype {array.dtype}; give integers")
+    integers = array.astype(np.int8)
+    _check(
+        bool(np.array_equal(integers, array)),
+        f"{where}: the weight is not made of integers in -128..127; quantize it first (lapilli.export)",
+    )
+    return _freeze(integers)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """All-to-all connection; the source is flattened in C order.
+
+    Parameters
+    ----------
+    weight : int8 [N_out, N_in]
+    """
+
+    weight: npt.NDArray[np.int8]
+    kind: ClassVar[str] = "dense"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", _as_weight("dense", self.weight))
+        _check(self.weight.ndim == 2, f"dense: weight has shape {self.weight.shape}; give [N_out, N_in]")
+
+    def output_size(self, source: Shape) -> int | Shape:
+        """Number of target neurons (any target shape of that size fits)."""
+        n_out, n_in = self.weight.shape
+        _check(math.prod(source) == n_in, f"dense: weight takes {n_in} inputs, the source {source} has {math.prod(source)}")
+        return n_out
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d:
+    """Two-dimensional cross-correlation (PyTorch's convention), zero padding.
+
+    Average and sum pooling are convolutions with constant weights (``groups = C``).
+
+    Parameters
+    ----------
+    weight : int8 [C_out, C_in / groups, K_y, K_x]
+    stride, padding, dilation : int or (vertical, horizontal)
+    groups : int
+    """
+
+    weight: npt.NDArray[np.int8]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    kind: ClassVar[str] = "conv2d"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", _as_weight("conv2d", self.weight))
+        _check(self.weight.ndim == 4, f"conv2d: weight has shape {self.weight.shape}; give [C_out, C_in/groups, K_y, K_x]")
+        for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            pair = _pair(f"conv2d: {name}", getattr(self, name))
+            _check(min(pair) >= least, f"conv2d: {name} {pair} is below {least}")
+            _check(max(pair) <= MAX_ELEMENTS, f"conv2d: {name} {pair} is too large")
+            object.__setattr__(self, name, pair)
+        groups = _as_int("conv2d: groups", self.groups)
+        _check(groups >= 1, f"conv2d: groups {groups} is below 1")
+        _check(self.weight.shape[0] % groups == 0, f"conv2d: {self.weight.shape[0]} output channels in {groups} groups")
+        object.__setattr__(self, "groups", groups)
+
+    def output_size(self, source: Shape) -> int | Shape:
+        """Shape (C_out, Y_out, X_out) of the target."""
+        _check(len(source) == 3, f"conv2d: the source has shape {source}; a convolution needs (C, Y, X)")
+        c_out, c_in_group, *kernel = self.weight.shape
+        c_in = c_in_group * self.groups
+        _check(source[0] == c_in, f"conv2d: weight takes {c_in} channels, the source {source} has {source[0]}")
+        out = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(source[1:], kernel, self.stride, self.padding, self.dilation, strict=True)
+        ]
+        _check(min(out) >= 1, f"conv2d: kernel {tuple(kernel)} does not fit into the padded source {source}")
+        return (c_out, out[0], out[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """One-to-one connection with one weight for all neurons or one per channel (identity branches of residual blocks).
+
+    Parameters
+    ----------
+    weight : int8 [1] or [C]
+        ``C`` is the first axis of the source.
+    """
+
+    weight: npt.NDArray[np.int8]
+    kind: ClassVar[str] = "scale"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", _as_weight("scale", np.atleast_1d(np.asarray(self.weight))))
+        _check(self.weight.ndim == 1, f"scale: weight has shape {self.weight.shape}; give [1] or [C]")
+
+    def output_size(self, source: Shape) -> int | Shape:
+        """The source's own shape."""
+        n = self.weight.shape[0]
+        _check(n in (1, source[0]), f"scale: {n} weights for a source {source} with {source[0]} channels")
+        return source
+
+
+Synapse: TypeAlias = Dense | Conv2d | Scale
+SYNAPSE_KINDS: dict[str, type[Dense] | type[Conv2d] | type[Scale]] = {c.kind: c for c in (Dense, Conv2d, Scale)}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Population:
+    """A group of integer neurons that share threshold, reset and decays.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+        ``(N,)`` or ``(C, Y, X)``.
+    threshold : int
+        ``theta`` in state units; a neuron spikes where ``v > theta``. Not used with reset "none".
+    reset : {"subtract", "zero", "none"}
+    reset_amount : int
+        ``rho`` in state units, subtracted at a spike with reset "subtract"; 0 otherwise.
+    du, dv : int
+        Decay of current and membrane in 1/4096 per step, 0..4096.
+    bias : int64, broadcastable to ``shape``
+        ``b`` in state units, added to the membrane at every step.
+    v_init : int
+        Membrane at the start of every sample window, state units. The current starts at 0.
+    fraction_bits : int
+        ``f``: a current of 1 weighs ``2^f`` state units (6 on Loihi).
+    state_bits : int
+        Width of ``u`` (wraps) and ``v`` (saturates) including the sign: 24 on Loihi.
+    scale : float or None
+        State units per unit of the trained real-valued membrane, where known. For the reader and for
+        bit-true training; no executor uses it.
+    """
+
+    name: str
+    shape: Shape
+    threshold: int = 0
+    reset: Reset = "subtract"
+    reset_amount: int = 0
+    du: int = DECAY_ONE
+    dv: int = 0
+    bias: IntArray = field(default_factory=lambda: np.zeros((1,), np.int64))
+    v_init: int = 0
+    fraction_bits: int = 6
+    state_bits: int = 24
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        where = f"population {self.name!r}"
+        _check(isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None and len(self.name) <= 200,
+               f"{where}: a name starts with a letter and has letters, digits, '_', '-' and '.' only")
+        _check(self.name != INPUT, f"{where}: this name is reserved for the network's input")
+        shape = tuple(_as_int(f"{where}: shape", d) for d in self.shape)
+        _check_shape(where, shape)
+        object.__setattr__(self, "shape", shape)
+        for name in ("threshold", "reset_amount", "du", "dv", "v_init", "fraction_bits", "state_bits"):
+            object.__setattr__(self, name, _as_int(f"{where}: {name}", getattr(self, name)))
+        _check(self.reset in ("subtract", "zero", "none"), f"{where}: reset {self.reset!r} is not subtract, zero or none")
+        _check(2 <= self.state_bits <= 32, f"{where}: state_bits {self.state_bits} is outside 2..32")
+        _check(0 <= self.fraction_bits < self.state_bits, f"{where}: fraction_bits {self.fraction_bits} is outside 0..{self.state_bits - 1}")
+        for name in ("du", "dv"):
+            _check(0 <= getattr(self, name) <= DECAY_ONE, f"{where}: {name} {getattr(self, name)} is outside 0..4096")
+        for name in ("threshold", "reset_amount"):
+            _check(0 <= getattr(self, name) <= self.v_max, f"{where}: {name} {getattr(self, name)} is outside 0..{self.v_max}")
+        _check(abs(self.v_init) <= self.v_max, f"{where}: v_init {self.v_init} is outside ±{self.v_max}")
+        if self.reset != "subtract":
+            _check(self.reset_amount == 0, f"{where}: reset_amount {self.reset_amount} with reset {self.reset!r}; it belongs to 'subtract'")
+        bias = np.asarray(self.bias)
+        _check(bias.dtype.kind in "biuf" and bool(np.array_equal(bias.astype(np.int64), bias)), f"{where}: bias is not made of integers")
+        try:
+            np.broadcast_to(bias, shape)
+        except ValueError:
+            raise DescriptionError(f"{where}: bias {bias.shape} does not broadcast to {shape}") from None
+        _check(bias.size == 0 or int(np.abs(bias.astype(np.int64)).max()) <= self.v_max, f"{where}: bias exceeds ±{self.v_max}")
+        object.__setattr__(self, "bias", _freeze(bias.astype(np.int64)))
+        if self.scale is not None:
+            object.__setattr__(self, "scale", float(self.scale))
+            _check(math.isfinite(self.scale) and self.scale > 0, f"{where}: scale {self.scale} is not a positive number")
+
+    @property
+    def size(self) -> int:
+        """Number of neurons."""
+        return math.prod(self.shape)
+
+    @property
+    def v_max(self) -> int:
+        """Largest magnitude of the membrane: ``2^(state_bits - 1) - 1``."""
+        return 2 ** (self.state_bits - 1) - 1
+
+    @property
+    def spikes(self) -> bool:
+        """Whether the population emits spikes (reset is not "none")."""
+        return self.reset != "none"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Connection:
+    """Synapses from one population (or the input) to another.
+
+    Parameters
+    ----------
+    source, target : str
+        Population names; the source may be ``"input"``.
+    synapse : Dense, Conv2d or Scale
+    weight_exponent : int
+        ``e``: every weight counts ``2^e``. May be negative as long as ``e + fraction_bits >= 0``.
+    weight_bits : int
+        Declared width of the weights, 2..8 bits with sign.
+    delay : int
+        Axonal delay in steps, 0..62; at least 1 on every cycle.
+    name : str
+        ``"source->target"`` unless given (parallel connections need names of their own).
+    """
+
+    source: str
+    target: str
+    synapse: Synapse
+    weight_exponent: int = 0
+    weight_bits: int = 8
+    delay: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", f"{self.source}->{self.target}")
+        where = f"connection {self.name!r}"
+        _check(isinstance(self.synapse, (Dense, Conv2d, Scale)), f"{where}: {type(self.synapse).__name__} is not a synapse")
+        for name in ("weight_exponent", "weight_bits", "delay"):
+            object.__setattr__(self, name, _as_int(f"{where}: {name}", getattr(self, name)))
+        _check(-32 <= self.weight_exponent <= 24, f"{where}: weight_exponent {self.weight_exponent} is outside -32..24")
+        _check(0 <= self.delay <= 62, f"{where}: delay {self.delay} is outside 0..62")
+        _check(2 <= self.weight_bits <= 8, f"{where}: weight_bits {self.weight_bits} is outside 2..8")
+        low, high = int(self.synapse.weight.min()), int(self.synapse.weight.max())
+        limit = 2 ** (self.weight_bits - 1)
+        _check(-limit <= low and high < limit, f"{where}: weights {low}..{high} do not fit {self.weight_bits} signed bits")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Input:
+    """What the network is fed: integers at every step.
+
+    A real value ``x`` becomes ``clip(round_half_even((x - zero) / scale), low, high)``; normalization by mean
+    and standard deviation is folded into ``zero`` and ``scale``. ``low = 0, high = 1`` is a spike input.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    low, high : int
+        Range of the integers.
+    scale, zero : float64, broadcastable to ``shape``
+    """
+
+    shape: Shape
+    low: int = 0
+    high: int = 1
+    scale: npt.NDArray[np.float64] = field(default_factory=lambda: np.ones((1,)))
+    zero: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((1,)))
+
+    def __post_init__(self) -> None:
+        shape = tuple(_as_int("input: shape", d) for d in self.shape)
+        _check_shape("input", shape)
+        object.__setattr__(self, "shape", shape)
+        for name in ("low", "high"):
+            object.__setattr__(self, name, _as_int(f"input: {name}", getattr(self, name)))
+        _check(-(2**23) <= self.low < self.high < 2**23, f"input: range {self.low}..{self.high} is empty or wider than 24 bits")
+        for name in ("scale", "zero"):
+            value = np.atleast_1d(np.asarray(getattr(self, name), np.float64))
+            _check(bool(np.isfinite(value).all()), f"input: {name} is not finite")
+            try:
+                np.broadcast_to(value, shape)
+            except ValueError:
+                raise DescriptionError(f"input: {name} {value.shape} does not broadcast to {shape}") from None
+            object.__setattr__(self, name, _freeze(value))
+        _check(bool((self.scale > 0).all()), "input: scale is not positive")
+
+    @property
+    def binary(self) -> bool:
+        """Whether the input is spikes (0/1)."""
+        return self.low == 0 and self.high == 1
+
+    def encode(self, x: npt.ArrayLike) -> IntArray:
+        """Integers for ``x``: real values are quantized, integer arrays are taken as they are.
+
+        Parameters
+        ----------
+        x : [B, *shape] (the same values at every step) or [T, B, *shape]
+            Floating point: real values. Integer or bool: values in ``low..high`` already.
+
+        Raises
+        ------
+        DataError
+            If the shape does not fit, a value is not finite, or an integer is out of range.
+        """
+        x = np.asarray(x)
+        n = len(self.shape)
+        if x.ndim not in (n + 1, n + 2) or x.shape[x.ndim - n :] != self.shape:
+            raise DataError(
+                f"input of shape {x.shape} does not fit the network: give [samples, *{self.shape}] "
+                f"or [steps, samples, *{self.shape}]"
+            )
+        if x.dtype.kind in "biu":
+            if x.size and not (self.low <= int(x.min()) and int(x.max()) <= self.high):
+                raise DataError(
+                    f"integer input {int(x.min())}..{int(x.max())} is outside the network's {self.low}..{self.high}; "
+                    "give floating-point values to have them quantized"
+                )
+            return x.astype(np.int64)
+        if x.dtype.kind != "f":
+            raise DataError(f"input has dtype {x.dtype}; give integers or floating-point numbers")
+        if not np.isfinite(x).all():
+            raise DataError("input has values that are not finite (nan or infinity)")
+        return np.clip(np.rint((x.astype(np.float64) - self.zero) / self.scale), self.low, self.high).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    """How class scores are read from one population.
+
+    Parameters
+    ----------
+    population : str
+    kind : {"count", "weighted_count", "membrane"}
+        Spike counts; spike counts weighted by ``(1 - decay/4096)^(T - n)`` (DSR-LIF's weighted firing rate, in
+        integers, see :func:`lapilli.recording.scores`); the membrane after the last step.
+    decay : int
+        Only for "weighted_count": the decay in 1/4096 per step.
+    """
+
+    population: str
+    kind: ReadoutKind = "count"
+    decay: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("count", "weighted_count", "membrane"), f"readout: kind {self.kind!r} is not count, weighted_count or membrane")
+        _check(0 <= self.decay <= DECAY_ONE, f"readout: decay {self.decay} is outside 0..4096")
+        _check(self.decay == 0 or self.kind == "weighted_count", f"readout: decay {self.decay} belongs to weighted_count, not {self.kind}")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Network:
+    """A spiking network of integers with one exact meaning (see the module's text).
+
+    Parameters
+    ----------
+    name : str
+    steps : int
+        ``T``, the length of a sample's window.
+    input : Input
+    populations : sequence of Population
+    connections : sequence of Connection
+    readout : Readout or None
+    labels : sequence of str
+        Class names in the order of the readout's scores; may be empty.
+    metadata : mapping
+        What a reader needs to trust the network (how it was trained, accuracies measured); JSON values only.
+
+    Raises
+    ------
+    DescriptionError
+        If names clash or are unknown, shapes do not fit, or a cycle has no delay.
+    """
+
+    name: str
+    steps: int
+    input: Input
+    populations: tuple[Population, ...]
+    connections: tuple[Connection, ...]
+    readout: Readout | None = None
+    labels: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.name, str) and len(self.name) <= 200, "network: the name is not a string of at most 200 characters")
+        object.__setattr__(self, "steps", _as_int("network: steps", self.steps))
+        _check(1 <= self.steps <= MAX_STEPS, f"network: steps {self.steps} is outside 1..{MAX_STEPS}")
+        for name in ("populations", "connections", "labels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        try:
+            object.__setattr__(self, "metadata", json.loads(json.dumps(dict(self.metadata), allow_nan=False)))
+        except (TypeError, ValueError) as error:
+            raise DescriptionError(f"network: metadata is not JSON ({error})") from None
+        self._check_names()
+        self._check_connections()
+        self._check_readout()
+        _ = self.order
+
+    def _check_names(self) -> None:
+        _check(len(self.populations) >= 1, "network: there is no population")
+        for what, names in (("population", [p.name for p in self.populations]), ("connection", [c.name for c in self.connections])):
+            twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+            _check(not twice, f"network: two {what}s are named {twice[0] if twice else ''!r}; give each its own name")
+
+    def _check_connections(self) -> None:
+        for c in self.connections:
+            where = f"connection {c.name!r}"
+            _check(c.source == INPUT or c.source in self._by_name, f"{where}: there is no population {c.source!r}")
+            _check(c.target in self._by_name, f"{where}: there is no population {c.target!r}")
+            target = self._by_name[c.target]
+            _check(c.source == INPUT or self._by_name[c.source].spikes, f"{where}: {c.source!r} has reset 'none' and sends no spikes")
+            try:
+                out = c.synapse.output_size(self.shape_of(c.source))
+            except DescriptionError as error:
+                raise DescriptionError(f"{where}: {error}") from None
+            fits = target.size == out if isinstance(out, int) else target.shape == out
+            _check(fits, f"{where}: produces {out}, but {c.target!r} has shape {target.shape}")
+            _check(
+                c.weight_exponent + target.fraction_bits >= 0,
+                f"{where}: weight_exponent {c.weight_exponent} goes below the {target.fraction_bits} fraction bits of {c.target!r}",
+            )
+
+    def _check_readout(self) -> None:
+        if self.readout is None:
+            return
+        _check(self.readout.population in self._by_name, f"readout: there is no population {self.readout.population!r}")
+        population = self._by_name[self.readout.population]
+        _check(
+            self.readout.kind == "membrane" or population.spikes,
+            f"readout: {self.readout.kind} of {population.name!r}, which has reset 'none'; read its membrane",
+        )
+        _check(
+            not self.labels or len(self.labels) == population.size,
+            f"network: {len(self.labels)} labels for {population.size} readout neurons",
+        )
+        _check(all(isinstance(label, str) for label in self.labels), "network: labels are not strings")
+
+    @cached_property
+    def _by_name(self) -> dict[str, Population]:
+        return {p.name: p for p in self.populations}
+
+    @cached_property
+    def order(self) -> tuple[Population, ...]:
+        """Populations in topological order of the connections without delay."""
+        waiting = {p.name: 0 for p in self.populations}
+        followers: dict[str, list[str]] = {p.name: [] for p in self.populations}
+        for c in self.connections:
+            if c.delay == 0 and c.source != INPUT:
+                waiting[c.target] += 1
+                followers[c.source].append(c.target)
+        ready = [p.name for p in self.populations if waiting[p.name] == 0]
+        order: list[Population] = []
+        for name in ready:  # grows while it is walked
+            order.append(self._by_name[name])
+            for follower in followers[name]:
+                waiting[follower] -= 1
+                if waiting[follower] == 0:
+                    ready.append(follower)
+        stuck = sorted(name for name, n in waiting.items() if n > 0)
+        _check(not stuck, f"network: a cycle without delay runs through {', '.join(stuck[:4])}; recurrent connections need delay >= 1")
+        return tuple(order)
+
+    @cached_property
+    def acyclic(self) -> bool:
+        """Whether the connections, delayed ones included, form no cycle."""
+        waiting = {p.name: sum(c.source != INPUT for c in self.incoming(p.name)) for p in self.populations}
+        ready = [name for name, n in waiting.items() if n == 0]
+        for name in ready:
+            for c in self.outgoing(name):
+                waiting[c.target] -= 1
+                if waiting[c.target] == 0:
+                    ready.append(c.target)
+        return len(ready) == len(self.populations)
+
+    def population(self, name: str) -> Population:
+        """The population of that name.
+
+        Raises
+        ------
+        DescriptionError
+            If there is none.
+        """
+        if name not in self._by_name:
+            raise DescriptionError(f"network {self.name!r} has no population {name!r}; it has {', '.join(self._by_name)}")
+        return self._by_name[name]
+
+    def shape_of(self, name: str) -> Shape:
+        """Shape of a population, or of the input."""
+        return self.input.shape if name == INPUT else self.population(name).shape
+
+    def incoming(self, name: str) -> Iterator[Connection]:
+        """Connections into a population."""
+        return (c for c in self.connections if c.target == name)
+
+    def outgoing(self, name: str) -> Iterator[Connection]:
+        """Connections out of a population or the input."""
+        return (c for c in self.connections if c.source == name)
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Every array of the description under a unique, stable name."""
+        arrays: dict[str, npt.NDArray[Any]] = {"input/scale": self.input.scale, "input/zero": self.input.zero}
+        arrays |= {f"{p.name}/bias": p.bias for p in self.populations}
+        arrays |= {f"{c.name}/weight": c.synapse.weight for c in self.connections}
+        return arrays
+
+    def structure(self) -> dict[str, Any]:
+        """Everything but the arrays and the metadata, as JSON values (see :func:`from_structure`)."""
+
+        def plain(item: Any, leave_out: tuple[str, ...]) -> dict[str, Any]:
+            values = {f.name: getattr(item, f.name) for f in fields(item) if f.name not in leave_out}
+            return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "steps": self.steps,
+            "input": plain(self.input, ("scale", "zero")),
+            "populations": [plain(p, ("bias",)) for p in self.populations],
+            "connections": [
+                plain(c, ("synapse",)) | {"synapse": {"kind": c.synapse.kind} | plain(c.synapse, ("weight",))}
+                for c in self.connections
+            ],
+            "readout": plain(self.readout, ()) if self.readout else None,
+            "labels": list(self.labels),
+        }
+
+    def digest(self) -> str:
+        """SHA-256 over structure and arrays, metadata left out: two networks with equal digests behave equally."""
+        sha = hashlib.sha256(json.dumps(self.structure(), sort_keys=True).encode())
+        for name, array in sorted(self.tensors().items()):
+            little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            sha.update(f"\0{name}\0{array.dtype.kind}{array.dtype.itemsize}{array.shape}\0".encode())
+            sha.update(little_endian.tobytes())
+        return sha.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Network):
+            return NotImplemented
+        return self.digest() == other.digest() and self.metadata == other.metadata
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+
+def from_structure(
+    structure: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any] | None = None
+) -> Network:
+    """Rebuild a network from :meth:`Network.structure` and :meth:`Network.tensors`.
+
+    Raises
+    ------
+    DescriptionError
+        If the version is unknown, a key is missing or unknown, or an array is absent or left over.
+    """
+    version = structure.get("format_version")
+    _check(version == FORMAT_VERSION, f"network: format version {version!r}; this lapilli reads version {FORMAT_VERSION}")
+    left = dict(tensors)
+
+    def take(name: str) -> npt.NDArray[Any]:
+        if name not in left:
+            raise DescriptionError(f"network: the array {name!r} is missing")
+        return left.pop(name)
+
+    try:
+        populations = tuple(
+            Population(**{**p, "shape": tuple(p["shape"])}, bias=take(f"{p['name']}/bias")) for p in structure["populations"]
+        )
+        connections = []
+        for c in structure["connections"]:
+            options = dict(c["synapse"])
+            kind = options.pop("kind")
+            _check(kind in SYNAPSE_KINDS, f"connection {c['name']!r}: unknown synapse kind {kind!r}")
+            options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+            synapse = SYNAPSE_KINDS[kind](take(f"{c['name']}/weight"), **options)
+            connections.append(Connection(**{**c, "synapse": synapse}))
+        network = Network(
+            name=structure["name"],
+            steps=structure["steps"],
+            input=Input(
+                **{**structure["input"], "shape": tuple(structure["input"]["shape"])},
+                scale=take("input/scale"),
+                zero=take("input/zero"),
+            ),
+            populations=populations,
+            connections=tuple(connections),
+            readout=Readout(**structure["readout"]) if structure["readout"] else None,
+            labels=tuple(structure["labels"]),
+            metadata=metadata or {},
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise DescriptionError(f"network: the structure is malformed ({type(error).__name__}: {error})") from None
+    _check(not left, f"network: unknown arrays {', '.join(sorted(left)[:4])}")
+    return network
