@@ -15,7 +15,7 @@ from .network import DECAY_ONE, Conv2d, Dense, IntArray, Population, Scale, Shap
 
 
 def decay(x: IntArray, d: int) -> IntArray:
-    """``trunc(x (4096 - d) / 4096)``, rounded toward zero as Loihi does (Lava ``PyLifModelBitAcc``; nengo-loihi ``decay_int``)."""
+    """``trunc(x (4096 - d) / 4096)``, rounding as Loihi (Lava ``PyLifModelBitAcc``, nengo-loihi ``decay_int``)."""
     return np.sign(x) * (np.abs(x) * (DECAY_ONE - d) // DECAY_ONE)
 
 
@@ -86,7 +86,9 @@ def _(synapse: Conv2d, x: IntArray, target: Shape) -> IntArray:
     (py, px), (sy, sx), (dy, dx) = synapse.padding, synapse.stride, synapse.dilation
     c_out, c_in, k_y, k_x = synapse.weight.shape
     _, y_out, x_out = target
-    padded = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px))).reshape(len(x), synapse.groups, c_in, x.shape[2] + 2 * py, x.shape[3] + 2 * px)
+    padded = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px))).reshape(
+        len(x), synapse.groups, c_in, x.shape[2] + 2 * py, x.shape[3] + 2 * px
+    )
     weight = synapse.weight.astype(np.int64).reshape(synapse.groups, c_out // synapse.groups, c_in, k_y, k_x)
     total = np.zeros((len(x), synapse.groups, c_out // synapse.groups, y_out, x_out), np.int64)
     for i in range(k_y):
@@ -126,7 +128,7 @@ def _(synapse: Conv2d, source: Shape, target: Shape) -> IntArray:
     padded = np.zeros((synapse.groups, c_in, source[1] + 2 * py, source[2] + 2 * px), np.int64)
     for i in range(k_y):
         for j in range(k_x):
-            padded[..., i * dy : i * dy + (y_out - 1) * sy + 1 : sy, j * dx : j * dx + (x_out - 1) * sx + 1 : sx] += used[
-                ..., i, j, None, None
-            ]
+            padded[..., i * dy : i * dy + (y_out - 1) * sy + 1 : sy, j * dx : j * dx + (x_out - 1) * sx + 1 : sx] += (
+                used[..., i, j, None, None]
+            )
     return padded[..., py : py + source[1], px : px + source[2]].reshape(source)

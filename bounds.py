@@ -59,7 +59,7 @@ class PopulationBounds:
 
 
 def _accumulated(low: int, high: int, decay: int, steps: int, start: int = 0) -> tuple[int, int]:
-    """Range of ``x`` after up to ``steps`` steps of ``x = trunc(x (4096 - decay) / 4096) + [low, high]`` from ``start``."""
+    """Range of ``x`` over ``steps`` steps of ``x = trunc(x (4096 - decay) / 4096) + [low, high]``, from ``start``."""
 
     def keep(x: int) -> int:
         return (abs(x) * (DECAY_ONE - decay) // DECAY_ONE) * (1 if x >= 0 else -1)

@@ -23,170 +23,44 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError, DescriptionError
+from .synapses import SYNAPSE_KINDS, Conv2d, Dense, Scale, Synapse
+from .validation import IntArray, Shape, as_int, check, check_shape, freeze
 
-IntArray: TypeAlias = npt.NDArray[np.int64]
-Shape: TypeAlias = tuple[int, ...]
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
 ReadoutKind: TypeAlias = Literal["count", "weighted_count", "membrane"]
+
+__all__ = [
+    "DECAY_ONE",
+    "FORMAT_VERSION",
+    "INPUT",
+    "WEIGHTED_COUNT_ONE",
+    "Connection",
+    "Conv2d",
+    "Dense",
+    "Input",
+    "IntArray",
+    "Network",
+    "Population",
+    "Readout",
+    "Scale",
+    "Shape",
+    "Synapse",
+    "from_structure",
+]
 
 FORMAT_VERSION = 1
 INPUT = "input"  # the name by which connections refer to the network's input
 DECAY_ONE = 4096  # decays are 12-bit fractions: du = 4096 forgets everything, dv = 0 forgets nothing
-MAX_ELEMENTS = 2**31 - 1  # of one population or weight tensor: bounds what a file can make us allocate
 MAX_STEPS = 2**20
 WEIGHTED_COUNT_ONE = 2**20  # weight of a spike at the last step in a weighted count
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise DescriptionError(message)
-
-
-def _check_shape(where: str, shape: Shape) -> None:
-    _check(1 <= len(shape) <= 4, f"{where}: shape {shape} has {len(shape)} axes; give 1 to 4")
-    _check(all(d >= 1 for d in shape), f"{where}: shape {shape} has an axis below 1")
-    _check(math.prod(shape) <= MAX_ELEMENTS, f"{where}: shape {shape} has more than {MAX_ELEMENTS} elements")
-
-
-def _as_int(where: str, value: Any) -> int:
-    try:
-        exact = not isinstance(value, bool) and int(value) == value
-    except (TypeError, ValueError, OverflowError):
-        exact = False
-    _check(exact, f"{where}: {value!r} is not an integer")
-    return int(value)
-
-
-def _pair(where: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
-    _check(len(pair) == 2, f"{where}: {value!r} is not an integer or a pair (vertical, horizontal)")
-    return (_as_int(where, pair[0]), _as_int(where, pair[1]))
-
-
-def _freeze(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A read-only private copy: descriptions are shared between threads and must not change."""
-    copy = np.array(array, order="C")
-    copy.setflags(write=False)
-    return copy
-
-
-def _as_weight(where: str, weight: npt.ArrayLike) -> npt.NDArray[np.int8]:
-    array = np.asarray(weight)
-    _check(array.size >= 1, f"{where}: the weight is empty")
-    _check(array.size <= MAX_ELEMENTS, f"{where}: the weight has more than {MAX_ELEMENTS} elements")
-    _check(array.dtype.kind in "biuf", f"{where}: the weight has dtype {array.dtype}; give integers")
-    integers = array.astype(np.int8)
-    _check(
-        bool(np.array_equal(integers, array)),
-        f"{where}: the weight is not made of integers in -128..127; quantize it first (lapilli.export)",
-    )
-    return _freeze(integers)
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """All-to-all connection; the source is flattened in C order.
-
-    Parameters
-    ----------
-    weight : int8 [N_out, N_in]
-    """
-
-    weight: npt.NDArray[np.int8]
-    kind: ClassVar[str] = "dense"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", _as_weight("dense", self.weight))
-        _check(self.weight.ndim == 2, f"dense: weight has shape {self.weight.shape}; give [N_out, N_in]")
-
-    def output_size(self, source: Shape) -> int | Shape:
-        """Number of target neurons (any target shape of that size fits)."""
-        n_out, n_in = self.weight.shape
-        _check(math.prod(source) == n_in, f"dense: weight takes {n_in} inputs, the source {source} has {math.prod(source)}")
-        return n_out
-
-
-@dataclass(frozen=True, eq=False)
-class Conv2d:
-    """Two-dimensional cross-correlation (PyTorch's convention), zero padding.
-
-    Average and sum pooling are convolutions with constant weights (``groups = C``).
-
-    Parameters
-    ----------
-    weight : int8 [C_out, C_in / groups, K_y, K_x]
-    stride, padding, dilation : int or (vertical, horizontal)
-    groups : int
-    """
-
-    weight: npt.NDArray[np.int8]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    kind: ClassVar[str] = "conv2d"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", _as_weight("conv2d", self.weight))
-        _check(self.weight.ndim == 4, f"conv2d: weight has shape {self.weight.shape}; give [C_out, C_in/groups, K_y, K_x]")
-        for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
-            pair = _pair(f"conv2d: {name}", getattr(self, name))
-            _check(min(pair) >= least, f"conv2d: {name} {pair} is below {least}")
-            _check(max(pair) <= MAX_ELEMENTS, f"conv2d: {name} {pair} is too large")
-            object.__setattr__(self, name, pair)
-        groups = _as_int("conv2d: groups", self.groups)
-        _check(groups >= 1, f"conv2d: groups {groups} is below 1")
-        _check(self.weight.shape[0] % groups == 0, f"conv2d: {self.weight.shape[0]} output channels in {groups} groups")
-        object.__setattr__(self, "groups", groups)
-
-    def output_size(self, source: Shape) -> int | Shape:
-        """Shape (C_out, Y_out, X_out) of the target."""
-        _check(len(source) == 3, f"conv2d: the source has shape {source}; a convolution needs (C, Y, X)")
-        c_out, c_in_group, *kernel = self.weight.shape
-        c_in = c_in_group * self.groups
-        _check(source[0] == c_in, f"conv2d: weight takes {c_in} channels, the source {source} has {source[0]}")
-        out = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(source[1:], kernel, self.stride, self.padding, self.dilation, strict=True)
-        ]
-        _check(min(out) >= 1, f"conv2d: kernel {tuple(kernel)} does not fit into the padded source {source}")
-        return (c_out, out[0], out[1])
-
-
-@dataclass(frozen=True, eq=False)
-class Scale:
-    """One-to-one connection with one weight for all neurons or one per channel (identity branches of residual blocks).
-
-    Parameters
-    ----------
-    weight : int8 [1] or [C]
-        ``C`` is the first axis of the source.
-    """
-
-    weight: npt.NDArray[np.int8]
-    kind: ClassVar[str] = "scale"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", _as_weight("scale", np.atleast_1d(np.asarray(self.weight))))
-        _check(self.weight.ndim == 1, f"scale: weight has shape {self.weight.shape}; give [1] or [C]")
-
-    def output_size(self, source: Shape) -> int | Shape:
-        """The source's own shape."""
-        n = self.weight.shape[0]
-        _check(n in (1, source[0]), f"scale: {n} weights for a source {source} with {source[0]} channels")
-        return source
-
-
-Synapse: TypeAlias = Dense | Conv2d | Scale
-SYNAPSE_KINDS: dict[str, type[Dense] | type[Conv2d] | type[Scale]] = {c.kind: c for c in (Dense, Conv2d, Scale)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -233,35 +107,54 @@ class Population:
 
     def __post_init__(self) -> None:
         where = f"population {self.name!r}"
-        _check(isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None and len(self.name) <= 200,
-               f"{where}: a name starts with a letter and has letters, digits, '_', '-' and '.' only")
-        _check(self.name != INPUT, f"{where}: this name is reserved for the network's input")
-        shape = tuple(_as_int(f"{where}: shape", d) for d in self.shape)
-        _check_shape(where, shape)
+        check(
+            isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None and len(self.name) <= 200,
+            f"{where}: a name starts with a letter and has letters, digits, '_', '-' and '.' only",
+        )
+        check(self.name != INPUT, f"{where}: this name is reserved for the network's input")
+        shape = tuple(as_int(f"{where}: shape", d) for d in self.shape)
+        check_shape(where, shape)
         object.__setattr__(self, "shape", shape)
         for name in ("threshold", "reset_amount", "du", "dv", "v_init", "fraction_bits", "state_bits"):
-            object.__setattr__(self, name, _as_int(f"{where}: {name}", getattr(self, name)))
-        _check(self.reset in ("subtract", "zero", "none"), f"{where}: reset {self.reset!r} is not subtract, zero or none")
-        _check(2 <= self.state_bits <= 32, f"{where}: state_bits {self.state_bits} is outside 2..32")
-        _check(0 <= self.fraction_bits < self.state_bits, f"{where}: fraction_bits {self.fraction_bits} is outside 0..{self.state_bits - 1}")
+            object.__setattr__(self, name, as_int(f"{where}: {name}", getattr(self, name)))
+        check(
+            self.reset in ("subtract", "zero", "none"), f"{where}: reset {self.reset!r} is not subtract, zero or none"
+        )
+        check(2 <= self.state_bits <= 32, f"{where}: state_bits {self.state_bits} is outside 2..32")
+        check(
+            0 <= self.fraction_bits < self.state_bits,
+            f"{where}: fraction_bits {self.fraction_bits} is outside 0..{self.state_bits - 1}",
+        )
         for name in ("du", "dv"):
-            _check(0 <= getattr(self, name) <= DECAY_ONE, f"{where}: {name} {getattr(self, name)} is outside 0..4096")
+            check(0 <= getattr(self, name) <= DECAY_ONE, f"{where}: {name} {getattr(self, name)} is outside 0..4096")
         for name in ("threshold", "reset_amount"):
-            _check(0 <= getattr(self, name) <= self.v_max, f"{where}: {name} {getattr(self, name)} is outside 0..{self.v_max}")
-        _check(abs(self.v_init) <= self.v_max, f"{where}: v_init {self.v_init} is outside ±{self.v_max}")
+            check(
+                0 <= getattr(self, name) <= self.v_max,
+                f"{where}: {name} {getattr(self, name)} is outside 0..{self.v_max}",
+            )
+        check(abs(self.v_init) <= self.v_max, f"{where}: v_init {self.v_init} is outside ±{self.v_max}")
         if self.reset != "subtract":
-            _check(self.reset_amount == 0, f"{where}: reset_amount {self.reset_amount} with reset {self.reset!r}; it belongs to 'subtract'")
+            check(
+                self.reset_amount == 0,
+                f"{where}: reset_amount {self.reset_amount} with reset {self.reset!r}; it belongs to 'subtract'",
+            )
         bias = np.asarray(self.bias)
-        _check(bias.dtype.kind in "biuf" and bool(np.array_equal(bias.astype(np.int64), bias)), f"{where}: bias is not made of integers")
+        check(
+            bias.dtype.kind in "biuf" and bool(np.array_equal(bias.astype(np.int64), bias)),
+            f"{where}: bias is not made of integers",
+        )
         try:
             np.broadcast_to(bias, shape)
         except ValueError:
             raise DescriptionError(f"{where}: bias {bias.shape} does not broadcast to {shape}") from None
-        _check(bias.size == 0 or int(np.abs(bias.astype(np.int64)).max()) <= self.v_max, f"{where}: bias exceeds ±{self.v_max}")
-        object.__setattr__(self, "bias", _freeze(bias.astype(np.int64)))
+        check(
+            bias.size == 0 or int(np.abs(bias.astype(np.int64)).max()) <= self.v_max,
+            f"{where}: bias exceeds ±{self.v_max}",
+        )
+        object.__setattr__(self, "bias", freeze(bias.astype(np.int64)))
         if self.scale is not None:
             object.__setattr__(self, "scale", float(self.scale))
-            _check(math.isfinite(self.scale) and self.scale > 0, f"{where}: scale {self.scale} is not a positive number")
+            check(math.isfinite(self.scale) and self.scale > 0, f"{where}: scale {self.scale} is not a positive number")
 
     @property
     def size(self) -> int:
@@ -310,15 +203,19 @@ class Connection:
         if not self.name:
             object.__setattr__(self, "name", f"{self.source}->{self.target}")
         where = f"connection {self.name!r}"
-        _check(isinstance(self.synapse, (Dense, Conv2d, Scale)), f"{where}: {type(self.synapse).__name__} is not a synapse")
+        check(
+            isinstance(self.synapse, (Dense, Conv2d, Scale)), f"{where}: {type(self.synapse).__name__} is not a synapse"
+        )
         for name in ("weight_exponent", "weight_bits", "delay"):
-            object.__setattr__(self, name, _as_int(f"{where}: {name}", getattr(self, name)))
-        _check(-32 <= self.weight_exponent <= 24, f"{where}: weight_exponent {self.weight_exponent} is outside -32..24")
-        _check(0 <= self.delay <= 62, f"{where}: delay {self.delay} is outside 0..62")
-        _check(2 <= self.weight_bits <= 8, f"{where}: weight_bits {self.weight_bits} is outside 2..8")
+            object.__setattr__(self, name, as_int(f"{where}: {name}", getattr(self, name)))
+        check(-32 <= self.weight_exponent <= 24, f"{where}: weight_exponent {self.weight_exponent} is outside -32..24")
+        check(0 <= self.delay <= 62, f"{where}: delay {self.delay} is outside 0..62")
+        check(2 <= self.weight_bits <= 8, f"{where}: weight_bits {self.weight_bits} is outside 2..8")
         low, high = int(self.synapse.weight.min()), int(self.synapse.weight.max())
         limit = 2 ** (self.weight_bits - 1)
-        _check(-limit <= low and high < limit, f"{where}: weights {low}..{high} do not fit {self.weight_bits} signed bits")
+        check(
+            -limit <= low and high < limit, f"{where}: weights {low}..{high} do not fit {self.weight_bits} signed bits"
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -343,21 +240,24 @@ class Input:
     zero: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((1,)))
 
     def __post_init__(self) -> None:
-        shape = tuple(_as_int("input: shape", d) for d in self.shape)
-        _check_shape("input", shape)
+        shape = tuple(as_int("input: shape", d) for d in self.shape)
+        check_shape("input", shape)
         object.__setattr__(self, "shape", shape)
         for name in ("low", "high"):
-            object.__setattr__(self, name, _as_int(f"input: {name}", getattr(self, name)))
-        _check(-(2**23) <= self.low < self.high < 2**23, f"input: range {self.low}..{self.high} is empty or wider than 24 bits")
+            object.__setattr__(self, name, as_int(f"input: {name}", getattr(self, name)))
+        check(
+            -(2**23) <= self.low < self.high < 2**23,
+            f"input: range {self.low}..{self.high} is empty or wider than 24 bits",
+        )
         for name in ("scale", "zero"):
             value = np.atleast_1d(np.asarray(getattr(self, name), np.float64))
-            _check(bool(np.isfinite(value).all()), f"input: {name} is not finite")
+            check(bool(np.isfinite(value).all()), f"input: {name} is not finite")
             try:
                 np.broadcast_to(value, shape)
             except ValueError:
                 raise DescriptionError(f"input: {name} {value.shape} does not broadcast to {shape}") from None
-            object.__setattr__(self, name, _freeze(value))
-        _check(bool((self.scale > 0).all()), "input: scale is not positive")
+            object.__setattr__(self, name, freeze(value))
+        check(bool((self.scale > 0).all()), "input: scale is not positive")
 
     @property
     def binary(self) -> bool:
@@ -417,9 +317,15 @@ class Readout:
     decay: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.kind in ("count", "weighted_count", "membrane"), f"readout: kind {self.kind!r} is not count, weighted_count or membrane")
-        _check(0 <= self.decay <= DECAY_ONE, f"readout: decay {self.decay} is outside 0..4096")
-        _check(self.decay == 0 or self.kind == "weighted_count", f"readout: decay {self.decay} belongs to weighted_count, not {self.kind}")
+        check(
+            self.kind in ("count", "weighted_count", "membrane"),
+            f"readout: kind {self.kind!r} is not count, weighted_count or membrane",
+        )
+        check(0 <= self.decay <= DECAY_ONE, f"readout: decay {self.decay} is outside 0..4096")
+        check(
+            self.decay == 0 or self.kind == "weighted_count",
+            f"readout: decay {self.decay} belongs to weighted_count, not {self.kind}",
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -456,9 +362,12 @@ class Network:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.name, str) and len(self.name) <= 200, "network: the name is not a string of at most 200 characters")
-        object.__setattr__(self, "steps", _as_int("network: steps", self.steps))
-        _check(1 <= self.steps <= MAX_STEPS, f"network: steps {self.steps} is outside 1..{MAX_STEPS}")
+        check(
+            isinstance(self.name, str) and len(self.name) <= 200,
+            "network: the name is not a string of at most 200 characters",
+        )
+        object.__setattr__(self, "steps", as_int("network: steps", self.steps))
+        check(1 <= self.steps <= MAX_STEPS, f"network: steps {self.steps} is outside 1..{MAX_STEPS}")
         for name in ("populations", "connections", "labels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         try:
@@ -471,43 +380,50 @@ class Network:
         _ = self.order
 
     def _check_names(self) -> None:
-        _check(len(self.populations) >= 1, "network: there is no population")
-        for what, names in (("population", [p.name for p in self.populations]), ("connection", [c.name for c in self.connections])):
+        check(len(self.populations) >= 1, "network: there is no population")
+        for what, names in (
+            ("population", [p.name for p in self.populations]),
+            ("connection", [c.name for c in self.connections]),
+        ):
             twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
-            _check(not twice, f"network: two {what}s are named {twice[0] if twice else ''!r}; give each its own name")
+            check(not twice, f"network: two {what}s are named {twice[0] if twice else ''!r}; give each its own name")
 
     def _check_connections(self) -> None:
         for c in self.connections:
             where = f"connection {c.name!r}"
-            _check(c.source == INPUT or c.source in self._by_name, f"{where}: there is no population {c.source!r}")
-            _check(c.target in self._by_name, f"{where}: there is no population {c.target!r}")
+            check(c.source == INPUT or c.source in self._by_name, f"{where}: there is no population {c.source!r}")
+            check(c.target in self._by_name, f"{where}: there is no population {c.target!r}")
             target = self._by_name[c.target]
-            _check(c.source == INPUT or self._by_name[c.source].spikes, f"{where}: {c.source!r} has reset 'none' and sends no spikes")
+            check(
+                c.source == INPUT or self._by_name[c.source].spikes,
+                f"{where}: {c.source!r} has reset 'none' and sends no spikes",
+            )
             try:
                 out = c.synapse.output_size(self.shape_of(c.source))
             except DescriptionError as error:
                 raise DescriptionError(f"{where}: {error}") from None
             fits = target.size == out if isinstance(out, int) else target.shape == out
-            _check(fits, f"{where}: produces {out}, but {c.target!r} has shape {target.shape}")
-            _check(
+            check(fits, f"{where}: produces {out}, but {c.target!r} has shape {target.shape}")
+            check(
                 c.weight_exponent + target.fraction_bits >= 0,
-                f"{where}: weight_exponent {c.weight_exponent} goes below the {target.fraction_bits} fraction bits of {c.target!r}",
+                f"{where}: weight_exponent {c.weight_exponent} needs more than {target.fraction_bits} fraction bits "
+                f"of {c.target!r}",
             )
 
     def _check_readout(self) -> None:
         if self.readout is None:
             return
-        _check(self.readout.population in self._by_name, f"readout: there is no population {self.readout.population!r}")
+        check(self.readout.population in self._by_name, f"readout: there is no population {self.readout.population!r}")
         population = self._by_name[self.readout.population]
-        _check(
+        check(
             self.readout.kind == "membrane" or population.spikes,
             f"readout: {self.readout.kind} of {population.name!r}, which has reset 'none'; read its membrane",
         )
-        _check(
+        check(
             not self.labels or len(self.labels) == population.size,
             f"network: {len(self.labels)} labels for {population.size} readout neurons",
         )
-        _check(all(isinstance(label, str) for label in self.labels), "network: labels are not strings")
+        check(all(isinstance(label, str) for label in self.labels), "network: labels are not strings")
 
     @cached_property
     def _by_name(self) -> dict[str, Population]:
@@ -531,7 +447,10 @@ class Network:
                 if waiting[follower] == 0:
                     ready.append(follower)
         stuck = sorted(name for name, n in waiting.items() if n > 0)
-        _check(not stuck, f"network: a cycle without delay runs through {', '.join(stuck[:4])}; recurrent connections need delay >= 1")
+        check(
+            not stuck,
+            f"network: a cycle without delay runs through {', '.join(stuck[:4])}; give a connection delay >= 1",
+        )
         return tuple(order)
 
     @cached_property
@@ -555,7 +474,9 @@ class Network:
             If there is none.
         """
         if name not in self._by_name:
-            raise DescriptionError(f"network {self.name!r} has no population {name!r}; it has {', '.join(self._by_name)}")
+            raise DescriptionError(
+                f"network {self.name!r} has no population {name!r}; it has {', '.join(self._by_name)}"
+            )
         return self._by_name[name]
 
     def shape_of(self, name: str) -> Shape:
@@ -627,7 +548,9 @@ def from_structure(
         If the version is unknown, a key is missing or unknown, or an array is absent or left over.
     """
     version = structure.get("format_version")
-    _check(version == FORMAT_VERSION, f"network: format version {version!r}; this lapilli reads version {FORMAT_VERSION}")
+    check(
+        version == FORMAT_VERSION, f"network: format version {version!r}; this lapilli reads version {FORMAT_VERSION}"
+    )
     left = dict(tensors)
 
     def take(name: str) -> npt.NDArray[Any]:
@@ -637,14 +560,14 @@ def from_structure(
 
     try:
         populations = tuple(
-            Population(**{**p, "shape": tuple(p["shape"])}, bias=take(f"{p['name']}/bias")) for p in structure["populations"]
+            Population(**{**p, "shape": tuple(p["shape"])}, bias=take(f"{p['name']}/bias"))
+            for p in structure["populations"]
         )
         connections = []
         for c in structure["connections"]:
-            options = dict(c["synapse"])
+            options: dict[str, Any] = dict(c["synapse"])
             kind = options.pop("kind")
-            _check(kind in SYNAPSE_KINDS, f"connection {c['name']!r}: unknown synapse kind {kind!r}")
-            options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+            check(kind in SYNAPSE_KINDS, f"connection {c['name']!r}: unknown synapse kind {kind!r}")
             synapse = SYNAPSE_KINDS[kind](take(f"{c['name']}/weight"), **options)
             connections.append(Connection(**{**c, "synapse": synapse}))
         network = Network(
@@ -663,5 +586,5 @@ def from_structure(
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DescriptionError(f"network: the structure is malformed ({type(error).__name__}: {error})") from None
-    _check(not left, f"network: unknown arrays {', '.join(sorted(left)[:4])}")
+    check(not left, f"network: unknown arrays {', '.join(sorted(left)[:4])}")
     return network

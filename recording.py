@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .arithmetic import decay
 from .errors import DescriptionError
 from .network import WEIGHTED_COUNT_ONE, IntArray, Network
-from .arithmetic import decay
 
 
 @dataclass
@@ -115,6 +115,3 @@ def scores(network: Network, recording: Recording) -> IntArray:
 def decide(scores: IntArray) -> IntArray:
     """Predicted class of each sample, int64 ``[B]``: the largest score, the first one on a tie."""
     return scores.argmax(axis=1)
-
-
-

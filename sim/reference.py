@@ -18,7 +18,9 @@ def reference(network: Network, x: IntArray, trace: Collection[str] = ()) -> Rec
     """Run a batch; see :class:`lapilli.recording.Executor`."""
     frames = at_every_step(network, x)
     batch = frames.shape[1]
-    out = Recording(wraps={p.name: 0 for p in network.populations}, saturations={p.name: 0 for p in network.populations})
+    out = Recording(
+        wraps={p.name: 0 for p in network.populations}, saturations={p.name: 0 for p in network.populations}
+    )
     sent: dict[str, list[IntArray]] = {INPUT: list(frames)}  # what each population has sent so far, step by step
     u: dict[str, IntArray] = {}
     v: dict[str, IntArray] = {}
@@ -33,7 +35,9 @@ def reference(network: Network, x: IntArray, trace: Collection[str] = ()) -> Rec
             drive = np.zeros((batch, *p.shape), np.int64)
             for c in network.incoming(p.name):
                 if n - c.delay >= 0:
-                    drive += synapse_sum(c.synapse, sent[c.source][n - c.delay], p.shape) << (p.fraction_bits + c.weight_exponent)
+                    drive += synapse_sum(c.synapse, sent[c.source][n - c.delay], p.shape) << (
+                        p.fraction_bits + c.weight_exponent
+                    )
             step = neuron_step(p, u[p.name], v[p.name], drive)
             u[p.name], v[p.name] = step.u, step.v
             sent[p.name].append(step.spikes.astype(np.int64))

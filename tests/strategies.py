@@ -41,7 +41,16 @@ def populations(draw, name, shape, *, resets=RESETS, stock=False, wild=False):
 
 @st.composite
 def networks(
-    draw, *, resets=RESETS, stock=False, wild=False, sequential=False, acyclic=True, max_steps=8, delays=False, binary=None
+    draw,
+    *,
+    resets=RESETS,
+    stock=False,
+    wild=False,
+    sequential=False,
+    acyclic=True,
+    max_steps=8,
+    delays=False,
+    binary=None,
 ):
     """A network of 1 to 4 populations: convolutions first, dense ones after; branches unless ``sequential``.
 
@@ -63,8 +72,11 @@ def networks(
     def connect(source, source_shape, target, synapse, bits):
         delay = draw(st.integers(0, 3)) if delays else 0
         exponent = draw(st.integers(0, 3 if not wild else 8))
-        connections.append(Connection(source=source, target=target, synapse=synapse, weight_bits=bits,
-                                      weight_exponent=exponent, delay=delay))
+        connections.append(
+            Connection(
+                source=source, target=target, synapse=synapse, weight_bits=bits, weight_exponent=exponent, delay=delay
+            )
+        )
 
     count = draw(st.integers(1, 4))
     source, source_shape = INPUT, shape
@@ -79,8 +91,12 @@ def networks(
             groups = draw(st.sampled_from([g for g in (1, 2, 3) if c % g == 0]))
             c_out = groups * draw(st.integers(1, 3))
             w, bits = weight((c_out, c // groups, *k))
-            synapse = Conv2d(w, stride=(draw(st.integers(1, 2)), draw(st.integers(1, 2))),
-                             padding=(draw(st.integers(0, 2)), draw(st.integers(0, 2))), groups=groups)
+            synapse = Conv2d(
+                w,
+                stride=(draw(st.integers(1, 2)), draw(st.integers(1, 2))),
+                padding=(draw(st.integers(0, 2)), draw(st.integers(0, 2))),
+                groups=groups,
+            )
             out = synapse.output_size(source_shape)
             if draw(st.booleans()) and min(out[1:]) >= 3 and min(y, x) >= 5 and max(k) <= 2:
                 synapse = Conv2d(w, padding=synapse.padding, dilation=2, groups=groups)
@@ -107,11 +123,25 @@ def networks(
         back = draw(st.sampled_from([q.name for q in made]))
         size = next(q.size for q in made if q.name == back)
         w, bits = weight((size, made[-1].size))
-        connections.append(Connection(source=made[-1].name, target=back, synapse=Dense(w), weight_bits=bits,
-                                      delay=draw(st.integers(1, 3)), name="feedback"))
+        connections.append(
+            Connection(
+                source=made[-1].name,
+                target=back,
+                synapse=Dense(w),
+                weight_bits=bits,
+                delay=draw(st.integers(1, 3)),
+                name="feedback",
+            )
+        )
     readout = Readout(population=made[-1].name, kind="count" if made[-1].spikes else "membrane")
-    return Network(name="random", steps=draw(st.integers(1, max_steps)), input=net_input, populations=made,
-                   connections=connections, readout=readout)
+    return Network(
+        name="random",
+        steps=draw(st.integers(1, max_steps)),
+        input=net_input,
+        populations=made,
+        connections=connections,
+        readout=readout,
+    )
 
 
 @st.composite
