@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from .errors import DataError, DescriptionError
 from .synapses import SYNAPSE_KINDS, Conv2d, Dense, Scale, Synapse
-from .validation import IntArray, Shape, as_int, check, check_shape, freeze
+from .validation import IntArray, Shape, as_int, as_integers, check, check_shape, freeze
 
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
 ReadoutKind: TypeAlias = Literal["count", "weighted_count", "membrane"]
@@ -138,20 +138,12 @@ class Population:
                 self.reset_amount == 0,
                 f"{where}: reset_amount {self.reset_amount} with reset {self.reset!r}; it belongs to 'subtract'",
             )
-        bias = np.asarray(self.bias)
-        check(
-            bias.dtype.kind in "biuf" and bool(np.array_equal(bias.astype(np.int64), bias)),
-            f"{where}: bias is not made of integers",
-        )
+        bias = as_integers(f"{where}: bias", self.bias, -self.v_max, self.v_max)
         try:
             np.broadcast_to(bias, shape)
         except ValueError:
             raise DescriptionError(f"{where}: bias {bias.shape} does not broadcast to {shape}") from None
-        check(
-            bias.size == 0 or int(np.abs(bias.astype(np.int64)).max()) <= self.v_max,
-            f"{where}: bias exceeds ±{self.v_max}",
-        )
-        object.__setattr__(self, "bias", freeze(bias.astype(np.int64)))
+        object.__setattr__(self, "bias", freeze(bias))
         if self.scale is not None:
             object.__setattr__(self, "scale", float(self.scale))
             check(math.isfinite(self.scale) and self.scale > 0, f"{where}: scale {self.scale} is not a positive number")

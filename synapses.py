@@ -12,7 +12,7 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .validation import MAX_ELEMENTS, Shape, as_int, check, freeze
+from .validation import MAX_ELEMENTS, Shape, as_int, as_integers, check, freeze
 
 
 def _pair(where: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -22,16 +22,7 @@ def _pair(where: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _as_weight(where: str, weight: npt.ArrayLike) -> npt.NDArray[np.int8]:
-    array = np.asarray(weight)
-    check(array.size >= 1, f"{where}: the weight is empty")
-    check(array.size <= MAX_ELEMENTS, f"{where}: the weight has more than {MAX_ELEMENTS} elements")
-    check(array.dtype.kind in "biuf", f"{where}: the weight has dtype {array.dtype}; give integers")
-    integers = array.astype(np.int8)
-    check(
-        bool(np.array_equal(integers, array)),
-        f"{where}: the weight is not made of integers in -128..127; quantize it first (lapilli.export)",
-    )
-    return freeze(integers)
+    return freeze(as_integers(f"{where}: weight", weight, -128, 127).astype(np.int8))
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,19 @@ def as_int(where: str, value: Any) -> int:
     return int(value)
 
 
+def as_integers(where: str, values: npt.ArrayLike, low: int, high: int) -> IntArray:
+    """``values`` as int64, refused unless every one is exactly an integer in ``low..high``."""
+    array = np.asarray(values)
+    check(1 <= array.size <= MAX_ELEMENTS, f"{where}: {array.size} elements; give 1 to {MAX_ELEMENTS}")
+    check(array.dtype.kind in "biuf", f"{where}: dtype {array.dtype}; give integers")
+    least, most = array.min(), array.max()
+    in_range = bool(low <= least) and bool(most <= high)  # false for nan too
+    check(in_range, f"{where}: values {least}..{most} are outside {low}..{high}")
+    integers = array.astype(np.int64)
+    check(bool(np.array_equal(integers, array)), f"{where}: not made of integers; quantize first (lapilli.export)")
+    return integers
+
+
 def freeze(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A read-only private copy: descriptions are shared between threads and must not change."""
     copy = np.array(array, order="C")
