@@ -196,6 +196,10 @@ class Connection:
             object.__setattr__(self, "name", f"{self.source}->{self.target}")
         where = f"connection {self.name!r}"
         check(
+            isinstance(self.name, str) and self.name.isprintable() and len(self.name) <= 500,
+            f"{where}: a name is printable text of at most 500 characters",
+        )
+        check(
             isinstance(self.synapse, (Dense, Conv2d, Scale)), f"{where}: {type(self.synapse).__name__} is not a synapse"
         )
         for name in ("weight_exponent", "weight_bits", "delay"):
@@ -299,7 +303,8 @@ class Readout:
     population : str
     kind : {"count", "weighted_count", "membrane"}
         Spike counts; spike counts weighted by ``(1 - decay/4096)^(T - n)`` (DSR-LIF's weighted firing rate, in
-        integers, see :func:`lapilli.recording.scores`); the membrane after the last step.
+        integers, see :func:`lapilli.recording.scores`); the membrane of a population with reset "none" after the
+        last step.
     decay : int
         Only for "weighted_count": the decay in 1/4096 per step.
     """
@@ -408,8 +413,9 @@ class Network:
         check(self.readout.population in self._by_name, f"readout: there is no population {self.readout.population!r}")
         population = self._by_name[self.readout.population]
         check(
-            self.readout.kind == "membrane" or population.spikes,
-            f"readout: {self.readout.kind} of {population.name!r}, which has reset 'none'; read its membrane",
+            population.spikes == (self.readout.kind != "membrane"),
+            f"readout: {self.readout.kind} of {population.name!r}, which has reset {population.reset!r}; counts need "
+            "spikes, and a membrane is read where there are none (reset 'none')",
         )
         check(
             not self.labels or len(self.labels) == population.size,

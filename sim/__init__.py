@@ -1,1 +1,41 @@
+"""Simulate, prove equal, and price: everything that runs a network description without a chip.
 
+``lapilli.sim.simulate`` counts what a network does, ``verify`` compares executors spike for spike, ``energy`` prices a
+run on a chip, ``write_report`` puts it all on one page.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cost import energy as energy
+    from .energy_report import EnergyReport as EnergyReport
+    from .equivalence import Divergence as Divergence
+    from .equivalence import Equivalence as Equivalence
+    from .equivalence import verify as verify
+    from .report import write_report as write_report
+    from .simulation import Run as Run
+    from .simulation import simulate as simulate
+
+_PLACES = {
+    "Divergence": "equivalence",
+    "EnergyReport": "energy_report",
+    "Equivalence": "equivalence",
+    "Run": "simulation",
+    "energy": "cost",
+    "simulate": "simulation",
+    "verify": "equivalence",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]

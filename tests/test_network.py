@@ -106,6 +106,7 @@ REFUSED = {
         "fraction bits",
     ),
     "readout": (lambda: small(readout=Readout(population="z")), "no population 'z'"),
+    "readout of a membrane": (lambda: small(readout=Readout(population="a", kind="membrane")), "reset 'subtract'"),
     "labels": (lambda: small(labels=["only one"]), "1 labels for 3"),
     "steps": (lambda: small(steps=0), "steps 0"),
     "metadata": (lambda: small(metadata={"x": object()}), "not JSON"),
@@ -216,5 +217,8 @@ class TestScores:
         )
 
     def test_membrane(self):
-        network = small(readout=Readout(population="a", kind="membrane"))
+        network = small(
+            populations=[Population(name="a", shape=(3,), reset="none")],
+            readout=Readout(population="a", kind="membrane"),
+        )
         np.testing.assert_array_equal(scores(network, Recording(v_final={"a": np.array([[5, 7, 6]])})), [[5, 7, 6]])

@@ -1,1 +1,1 @@
-
+"""Chip profiles, one TOML file each; :mod:`lapilli.deploy.chip` reads them and says what their keys mean."""

@@ -1,1 +1,52 @@
+"""Lava as one executor among several; nothing outside this folder knows it.
 
+``build`` makes an ordinary Lava graph of a description, ``lava_executor`` runs a batch on it in a process of its own.
+Importing this package does not import Lava.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .compatibility import available, import_lava
+    from .executor import Job, LavaRun, lava_executor, run_jobs
+    from .graph import LavaNetwork, build
+    from .schedule import Schedule, make_schedule
+
+__all__ = [
+    "Job",
+    "LavaNetwork",
+    "LavaRun",
+    "Schedule",
+    "available",
+    "build",
+    "import_lava",
+    "lava_executor",
+    "make_schedule",
+    "run_jobs",
+]
+
+_PLACES = {
+    "Job": "executor",
+    "LavaNetwork": "graph",
+    "LavaRun": "executor",
+    "Schedule": "schedule",
+    "available": "compatibility",
+    "build": "graph",
+    "import_lava": "compatibility",
+    "lava_executor": "executor",
+    "make_schedule": "schedule",
+    "run_jobs": "executor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

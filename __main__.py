@@ -1,0 +1,5 @@
+"""``python -m lapilli``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,485 @@
+"""Whole pipelines: the stages of ``lapilli run``, each a function of what came before.
+
+The rooms do the work; this module hands the description from one to the next and writes what a run leaves behind:
+``float.safetensors``, ``checkpoint.safetensors``, ``network.onnx``, ``report.html``, ``report.json`` and
+``summary.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import __version__
+from .errors import FileFormatError, RecipeError
+from .network import IntArray, Network
+from .recipe import Recipe
+from .recording import Executor, Recording, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from .deploy import Violation
+    from .sim import EnergyReport, Equivalence, Run
+    from .sim.summary import RunSummary
+    from .sim.summary import Stage as StageRecord
+    from .train.bit_true import BitTrueNetwork
+    from .train.checkpoint import Epoch
+    from .train.data import DataSet
+
+FLOAT_CHECKPOINT = "float.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+NETWORK = "network.onnx"
+REPORT = "report.html"
+REPORT_DATA = "report.json"
+SUMMARY = "summary.json"
+SHOWN_SAMPLES = 12  # images on the page
+
+
+# ---------------------------------------------------------------------------------------------- telling the user
+
+
+@dataclass
+class Narrator:
+    """Tells what is going on, a line per stage, and remembers it for the report."""
+
+    console: Any = None
+    stages: list[StageRecord] = field(default_factory=list)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """One line."""
+        if self.console is not None:
+            self.console.print(text, style=style, markup=False)
+
+    def show(self, renderable: Any) -> None:
+        """A table."""
+        if self.console is not None:
+            self.console.print(renderable)
+
+    @contextmanager
+    def stage(self, name: str, *, spinner: bool = True) -> Iterator[Outcome]:
+        """Time a stage; the body fills in its accuracy and note. No spinner where the stage has a bar of its own."""
+        from .sim.summary import Stage
+
+        outcome = Outcome()
+        start = time.perf_counter()
+        alive = spinner and self.console is not None and self.console.is_terminal
+        with self.console.status(f"{name} ...") if alive else nullcontext():
+            yield outcome
+        seconds = time.perf_counter() - start
+        self.stages.append(Stage(name, outcome.accuracy, round(seconds, 3), outcome.note))
+        accuracy = f"{outcome.accuracy:8.2%}" if outcome.accuracy is not None else " " * 8
+        self.say(f"{name:<20}{accuracy}  {seconds:6.1f} s  {outcome.note}".rstrip())
+
+
+@dataclass
+class Outcome:
+    """What a stage reports."""
+
+    accuracy: float | None = None
+    note: str = ""
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+@dataclass
+class Trained:
+    """What training left behind."""
+
+    recipe: Recipe
+    data: DataSet
+    bit_true: BitTrueNetwork
+    quantized: Network  # after training, before fine-tuning
+    network: Network  # what is deployed
+    history: list[Mapping[str, Any]]
+    accuracy: dict[str, float]  # by stage
+
+    def training_summary(self) -> dict[str, Any]:
+        """For ``lapilli train --json``."""
+        return {"recipe": self.recipe.name, "accuracy": self.accuracy, "digest": self.network.digest()}
+
+
+def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrator) -> Trained:
+    """Train a recipe: float DSR, folding, quantization, bit-true fine-tuning.
+
+    Leaves ``float.safetensors`` and ``checkpoint.safetensors`` in ``folder``; ``resume`` continues from them.
+
+    Raises
+    ------
+    Error
+        If the data are absent, a layer does not fit, or a checkpoint belongs to another recipe.
+    """
+    from .export.lowering import lower
+    from .export.quantization import quantize_with_latent
+    from .train.bit_true import BitTrueNetwork
+    from .train.data import AUGMENTATIONS, load
+    from .train.loop import evaluate, fit
+    from .train.model import build
+
+    data = load(recipe.data)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {"recipe": recipe.model_dump(mode="json")}
+    augment = AUGMENTATIONS[recipe.data.augment]
+    accuracy: dict[str, float] = {}
+
+    with narrator.stage("float training", spinner=False) as stage:
+        model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
+        float_history = fit(
+            model, data.train, recipe.train, test=data.test, checkpoint=folder / FLOAT_CHECKPOINT, resume=resume,
+            recipe=stored["recipe"], stage="float", augment=augment,
+        )  # fmt: skip
+        accuracy["float"] = stage.accuracy = evaluate(model, data.test)
+        stage.note = f"{recipe.train.epochs} epochs, {_describe(recipe)}"
+
+    with narrator.stage("fold and quantize") as stage:
+        folded = lower(model.double(), name=recipe.name, labels=data.labels)
+        made = quantize_with_latent(folded, recipe.quantize, calibration=data.train.x)
+        accuracy["quantized"] = stage.accuracy = evaluate(BitTrueNetwork(made.network, made.latent), data.test)
+        stage.note = f"exact folding, then {_bits(made.network)}-bit weights, no further training"
+
+    with narrator.stage("bit-true training", spinner=False) as stage:
+        bit_true = BitTrueNetwork(made.network, made.latent)
+        bit_true_history = fit(
+            bit_true, data.train, recipe.bit_true, test=data.test, checkpoint=folder / CHECKPOINT, resume=resume,
+            recipe=stored["recipe"], stage="bit-true", augment=augment,
+        )  # fmt: skip
+        accuracy["bit-true"] = stage.accuracy = evaluate(bit_true, data.test)
+        stage.note = f"{recipe.bit_true.epochs} epochs in the chip's integers"
+
+    metadata = {
+        **made.network.metadata,
+        "recipe": recipe.model_dump(mode="json"),
+        "method": f"DSR {recipe.network.neuron.upper()}, reset {recipe.network.reset}, then bit-true fine-tuning",
+        "accuracy": {"data": data.name, "samples": len(data.test), **accuracy},
+        "trained_with": _versions(("lapilli", "torch", "numpy")),
+    }
+    history = [
+        _epoch(name, epoch)
+        for name, past in (("float", float_history), ("bit-true", bit_true_history))
+        for epoch in past.epochs
+    ]
+    return Trained(recipe, data, bit_true, made.network, bit_true.to_network(metadata), history, accuracy)
+
+
+def _describe(recipe: Recipe) -> str:
+    n = recipe.network
+    return f"DSR {n.neuron.upper()}, {n.steps} steps, reset {n.reset}"
+
+
+def _bits(network: Network) -> str:
+    found = sorted({c.weight_bits for c in network.connections})
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def _epoch(stage: str, epoch: Epoch) -> dict[str, Any]:
+    return {"stage": stage, "epoch": epoch.epoch, "loss": epoch.loss, "accuracy": epoch.test_accuracy}
+
+
+def export_checkpoint(path: str, bits: int | None = None) -> Network:
+    """The description of a checkpoint: exact for bit-true ones, folded and quantized for float ones.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is not a checkpoint of ours.
+    RecipeError
+        If ``bits`` is given for a bit-true checkpoint, whose bits are part of its training.
+    """
+    from .export.lowering import lower
+    from .export.quantization import quantize_with_latent
+    from .train.bit_true import BitTrueNetwork
+    from .train.checkpoint import load
+    from .train.data import load as load_data
+    from .train.model import build
+
+    found = load(path)
+    try:
+        recipe = Recipe.model_validate(found.header.recipe)
+    except ValueError as error:
+        raise FileFormatError(f"{path}: holds no recipe that this lapilli reads ({error})") from None
+    if found.header.stage == "bit-true":
+        if bits is not None:
+            raise RecipeError(f"{path}: is bit-true; its weight bits are part of its training. Export without --bits")
+        return BitTrueNetwork.from_state(path, found.model).to_network()
+    data = load_data(recipe.data)
+    model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
+    model.load_state_dict(found.model)
+    config = recipe.quantize if bits is None else recipe.quantize.model_copy(update={"weight_bits": bits})
+    made = quantize_with_latent(lower(model.double(), name=recipe.name, labels=data.labels), config, data.train.x)
+    metadata = {**made.network.metadata, "recipe": found.header.recipe, "method": f"{_describe(recipe)}, quantized"}
+    return BitTrueNetwork(made.network).to_network(metadata)
+
+
+# ---------------------------------------------------------------------------------------------- the whole run
+
+
+@dataclass
+class Finished:
+    """What :func:`run_recipe` returns; ``summary`` is ``summary.json``."""
+
+    summary: dict[str, Any]
+    spikes_equal: bool
+
+
+def run_recipe(
+    recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrator, executors: Sequence[str] | None = None
+) -> Finished:
+    """Run a recipe: train, export, check, simulate, verify (on Lava too), energy, report.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    folder : Path
+        Gets ``checkpoint.safetensors``, ``network.onnx``, ``report.html`` and ``summary.json``, among others.
+    resume : bool
+        Continue an interrupted training in that folder.
+    narrator : Narrator
+    executors : sequence of str, optional
+        Compared with the reference; by default the recipe's.
+
+    Raises
+    ------
+    Error
+        Of the first stage that fails; Lava's absence is noticed before anything is trained.
+    """
+    from .export import load, save
+    from .sim import energy, simulate, verify
+    from .sim.executors import find
+
+    named = tuple(executors if executors is not None else recipe.deploy.executors)
+    for name in named:
+        find(name)
+    started = time.perf_counter()
+    trained = train_recipe(recipe, folder, resume=resume, narrator=narrator)
+    x, y = trained.data.test.x, trained.data.test.y
+
+    with narrator.stage("export") as stage:
+        save(trained.network, folder / NETWORK)
+        network = load(folder / NETWORK)
+        stage.note = f"{NETWORK}, read back and equal, SHA-256 {network.digest()[:12]}..."
+
+    with narrator.stage("chip check") as stage:
+        checks = check_chips(network, recipe.deploy.chips)
+        plans = _plans(network, recipe.deploy.chips)
+        stage.note = "; ".join(_verdict(chip, found) for chip, found in checks.items())
+
+    with narrator.stage("simulation") as stage:
+        run = simulate(network, x, record={p.name: "spikes" for p in network.populations if p.spikes})
+        stage.accuracy = run.accuracy(y)
+        mean_rate = sum(run.spike_totals.values()) / sum(n.total for n in run.neuron_updates.values())
+        stage.note = (
+            f"fast engine, {run.n_samples / run.seconds:,.0f} samples/s, {mean_rate:.1%} of neurons spike per step"
+        )
+
+    with narrator.stage("equivalence") as stage:
+        # The torch executor of a run is the very module that was trained, not one rebuilt from the file.
+        against = [("torch", _trained_module(trained)) if name == "torch" else name for name in named]
+        proof = verify(network, x, against=against, y=y)
+        stage.accuracy = proof.accuracy
+        stage.note = _proof_note(proof)
+
+    with narrator.stage("energy and latency") as stage:
+        costs = {chip: energy(network, run, chip=chip, plan=plans.get(chip)) for chip in recipe.deploy.chips}
+        stage.note = "; ".join(_cost_note(chip, cost) for chip, cost in costs.items())
+
+    seconds = time.perf_counter() - started
+    page = _page_data(trained, network, run, proof, costs, checks, plans, narrator)
+    summary = _summary(trained, network, run, proof, costs, narrator, seconds)
+    _write_json(folder / REPORT_DATA, page.to_json())
+    rewrite_report(folder)
+    _write_json(folder / SUMMARY, summary)
+
+    for cost in costs.values():
+        narrator.show(cost.render())
+    narrator.say(str(proof))
+    narrator.say(f"report: {folder / REPORT}", style="bold")
+    return Finished(summary, proof.equal)
+
+
+def check_chips(network: Network, chips: Sequence[str]) -> dict[str, list[Violation]]:
+    """Design rule violations by chip."""
+    from .deploy import check
+
+    return {chip: check(network, chip) for chip in chips}
+
+
+def rewrite_report(folder: Path) -> Path:
+    """Write ``report.html`` of a run from its ``report.json``.
+
+    Raises
+    ------
+    FileFormatError
+        If the folder does not hold a finished run.
+    """
+    from .sim import write_report
+    from .sim.summary import RunSummary
+
+    source = folder / REPORT_DATA
+    try:
+        document = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileFormatError(f"{source}: cannot be read ({error.strerror}); finish a run there first") from None
+    except ValueError as error:
+        raise FileFormatError(f"{source}: not JSON ({error}); run the recipe again") from None
+    if not isinstance(document, dict):
+        raise FileFormatError(f"{source}: not the data of a run; run the recipe again")
+    return write_report(folder / REPORT, RunSummary.from_json(document))
+
+
+def _plans(network: Network, chips: Sequence[str]) -> dict[str, Any]:
+    from .deploy import plan
+
+    return {chip: plan(network, chip) for chip in chips}
+
+
+def _trained_module(trained: Trained) -> Executor:
+    """The trained torch module itself as an executor."""
+    import torch
+
+    def execute(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recording:
+        if network != trained.network:
+            raise FileFormatError("the exported file does not hold the network that was trained")
+        return trained.bit_true.record(torch.from_numpy(np.ascontiguousarray(x)), trace)
+
+    return execute
+
+
+def _verdict(chip: str, found: Sequence[Violation]) -> str:
+    errors = sum(v.severity == "error" for v in found)
+    notes = len(found) - errors
+    return f"{chip}: {errors} violations, {notes} notes" if errors else f"{chip}: fits, {notes} notes"
+
+
+def _proof_note(proof: Equivalence) -> str:
+    names = ", ".join(("reference", *proof.executors))
+    if proof.equal:
+        return f"all spikes equal: {names}"
+    failed = [name for name, result in proof.executors.items() if not result.equal]
+    return f"NOT EQUAL: {', '.join(failed)} against the reference"
+
+
+def _cost_note(chip: str, cost: EnergyReport) -> str:
+    from .sim.units import format_range
+
+    total = cost.total
+    return f"{chip}: {format_range(total, 'J') if total is not None else 'energy per operation not published'}"
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _summary(
+    trained: Trained,
+    network: Network,
+    run: Run,
+    proof: Equivalence,
+    costs: Mapping[str, EnergyReport],
+    narrator: Narrator,
+    seconds: float,
+) -> dict[str, Any]:
+    by_executor = {proof.baseline: proof.accuracy, **{n: r.accuracy for n, r in proof.executors.items()}}
+    return {
+        "recipe": trained.recipe.name,
+        "digest": network.digest(),
+        "test_samples": run.n_samples,
+        "accuracy": {"stages": trained.accuracy, "executors": by_executor},
+        "spikes_equal": proof.equal,
+        "energy": {chip: cost.to_json() for chip, cost in costs.items()},
+        "spike_rates": run.rates,
+        "synaptic_operations": {name: ops / run.n_samples for name, ops in run.synop_totals.items()},
+        "overflows": run.overflows,
+        "seconds": {"total": round(seconds, 3), **{s.name: s.seconds for s in narrator.stages}},
+        "versions": _environment(),
+    }
+
+
+def _environment() -> dict[str, str]:
+    packages = ("torch", "numpy", "onnx", "onnxruntime", "lava-nc")
+    return {
+        "lapilli": __version__,
+        **_versions(packages),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _page_data(
+    trained: Trained,
+    network: Network,
+    run: Run,
+    proof: Equivalence,
+    costs: Mapping[str, EnergyReport],
+    checks: Mapping[str, Sequence[Violation]],
+    plans: Mapping[str, Any],
+    narrator: Narrator,
+) -> RunSummary:
+    """Everything that the page shows, as JSON values."""
+    from .bounds import population_bounds
+    from .sim import simulate, summary
+
+    test = trained.data.test
+    bounds = {p.name: population_bounds(network, p) for p in network.populations}
+    shown = network.readout.population if network.readout else network.populations[-1].name
+    traced = simulate(network, test.x[:1], record={shown: ("v",)})
+    predictions = decide(run.scores) if run.scores is not None else np.zeros(0, np.int64)
+    return summary.RunSummary(
+        name=trained.recipe.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        data={
+            "name": trained.data.name,
+            "train": len(trained.data.train),
+            "test": len(test),
+            "shape": list(trained.data.shape),
+            "classes": trained.data.n_classes,
+        },
+        accuracy=run.accuracy(test.y),
+        test_samples=run.n_samples,
+        stages=tuple(narrator.stages),
+        network=summary.describe(network),
+        spike_rates=run.rates,
+        equivalence=proof.to_json(),
+        energy=[cost.to_json() for cost in costs.values()],
+        checks={chip: [v.to_json() for v in found] for chip, found in checks.items()},
+        plans={chip: made.to_json() for chip, made in plans.items()},
+        overflows={
+            name: {
+                "wraps": run.wraps.get(name, 0),
+                "saturations": run.saturations.get(name, 0),
+                "can_wrap": b.can_wrap,
+                "can_saturate": b.can_saturate,
+            }
+            for name, b in bounds.items()
+        },
+        environment=_environment(),
+        recipe=json.dumps(trained.recipe.model_dump(mode="json"), indent=2),
+        history=trained.history,
+        confusion=summary.confusion(test.y, predictions, trained.data.n_classes),
+        labels=list(network.labels),
+        raster=summary.raster(run.spikes),
+        membrane=summary.membrane(network, shown, traced.v[shown], run.spikes.get(shown)),
+        samples=summary.samples(test.x, test.y.tolist(), predictions.tolist(), network.labels, limit=SHOWN_SAMPLES),
+    )
+
+
+def _write_json(path: Path, document: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,172 @@
+"""Recipes: TOML files that describe a whole pipeline, from data to chip.
+
+A recipe names its sections after the rooms' own configurations (``[data]``, ``[network]``, ``[train]``,
+``[quantize]``, ``[bit_true]``, ``[deploy]``); every key is checked, and an unknown one is refused with its line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import RecipeError
+from .export.quantization import QuantizeConfig
+from .train.config import BitTrueConfig, DataConfig, NetworkConfig, TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class DeployConfig(BaseModel):
+    """What the network is checked, verified and costed against."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chips: tuple[str, ...] = Field(("loihi1", "loihi2"), description="Chip profiles (names or TOML files).")
+    executors: tuple[str, ...] = Field(
+        ("torch", "fast", "onnxruntime", "lava"), description="Executors compared, spike for spike, with the reference."
+    )
+
+
+class Recipe(BaseModel):
+    """A whole pipeline."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Short name; the network's name.", pattern=r"^[A-Za-z0-9_.\-]{1,100}$")
+    description: str = ""
+    data: DataConfig
+    network: NetworkConfig
+    train: TrainConfig
+    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
+    bit_true: BitTrueConfig = Field(default_factory=BitTrueConfig)
+    deploy: DeployConfig = Field(default_factory=lambda: DeployConfig())
+
+
+def shipped() -> dict[str, str]:
+    """Name and first comment line of every recipe that comes with lapilli."""
+    found = {}
+    for entry in files(__package__).joinpath("recipes").iterdir():
+        if entry.name.endswith(".toml"):
+            first = entry.read_text(encoding="utf-8").split("\n", 1)[0]
+            found[entry.name.removesuffix(".toml")] = first.lstrip("# ")
+    return dict(sorted(found.items()))
+
+
+def _read(name_or_path: str) -> tuple[str, str]:
+    """Text of a recipe and what to call it in messages."""
+    if not name_or_path.endswith(".toml") and "/" not in name_or_path:
+        recipes = shipped()
+        if name_or_path not in recipes:
+            close = difflib.get_close_matches(name_or_path, recipes, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise RecipeError(
+                f"recipe {name_or_path!r}: no recipe has that name; {hint}lapilli ships {', '.join(recipes)}; "
+                "or give the path of a .toml file"
+            )
+        return files(__package__).joinpath("recipes", f"{name_or_path}.toml").read_text("utf-8"), f"{name_or_path}.toml"
+    try:
+        return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
+        raise RecipeError(f"recipe {name_or_path}: cannot be read ({reason})") from None
+
+
+def _parse_value(text: str) -> Any:
+    """A ``--set`` value: TOML where it parses (numbers, booleans, lists), a plain string otherwise."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _override(tree: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise RecipeError(f"--set {assignment!r}: give section.key=value, for example network.steps=8")
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise RecipeError(f"--set {assignment!r}: {part!r} is not a section")
+    tree[path[-1]] = _parse_value(text.strip())
+
+
+def _line_of(text: str, location: tuple[Any, ...]) -> str:
+    """Where a key stands in a recipe, best effort: " line 12" or ""."""
+    keys = [part for part in location if isinstance(part, str)]
+    if not keys:
+        return ""
+    key = rf"[\"']?{re.escape(keys[-1])}[\"']?\s*="
+    section = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+\s*(#.*)?$", line)
+        if header:
+            section = header[1].split(".")[-1]
+        in_section = section is None if len(keys) == 1 else section in keys
+        if (header and section == keys[-1]) or (in_section and re.search(rf"(^\s*|[{{,]\s*){key}", line)):
+            return f" line {number}"
+    return ""
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Keys that a section of a recipe knows."""
+    model: Any = Recipe
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        model = field.annotation
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _explain(error: ValidationError, where: str, text: str, overrides: Iterable[str]) -> str:
+    """The first problem of a recipe in one line."""
+    # A mistyped key also leaves the right one missing: the typo explains both.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    location = first["loc"]
+    dotted = ".".join(str(part) for part in location)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    culprit = [o for o in overrides if o.partition("=")[0].strip() == dotted]
+    place = f"--set {culprit[-1]}" if culprit else f"recipe {where}{_line_of(text, location)}"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        remedy = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}" if known else "remove it"
+        return f"{place}: unknown key {dotted!r}; {remedy}{more}"
+    if first["type"] == "missing":
+        return f"{place}: {dotted!r} is missing{more}"
+    value = first.get("input")
+    shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) else ""
+    return f"{place}: {dotted}: {first['msg']}{shown}{more}"
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe by name (shipped) or path, with ``section.key=value`` overrides.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such recipe, it is not TOML, or a key or value is wrong; the message names the line.
+    """
+    text, where = _read(name_or_path)
+    overrides = tuple(overrides)
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {where}: not valid TOML: {error}") from None
+    for assignment in overrides:
+        _override(tree, assignment)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, where, text, overrides)) from None

@@ -1,0 +1,59 @@
+"""Executors by name; each is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from ..errors import MissingDependencyError, UnsupportedError
+from ..recording import Executor
+
+# Strings, so that nothing of torch, ONNX Runtime or Lava is imported before somebody names it.
+_PLACES = {
+    "reference": ".sim.reference:reference",
+    "fast": ".sim.engine:fast",
+    "torch": ".train.bit_true:torch_executor",
+    "onnxruntime": ".export.onnx_executors:onnxruntime_executor",
+    "onnx-reference": ".export.onnx_executors:onnx_reference_executor",
+    "lava": ".deploy.lava.executor:lava_executor",
+}
+_PACKAGE = __name__.partition(".")[0]
+
+LAVA_REMEDY = (
+    "install it with pip install 'lapilli[lava]' on Python 3.10, or with uv (its overrides let it run on later Pythons)"
+)
+_REMEDIES = {
+    "lava": LAVA_REMEDY,
+    "torch": "pip install torch",
+    "onnxruntime": "pip install onnxruntime",
+    "onnx": "pip install onnx",
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every executor that :func:`find` knows."""
+    return tuple(_PLACES)
+
+
+def find(name: str) -> Executor:
+    """The executor of that name.
+
+    Raises
+    ------
+    UnsupportedError
+        If there is no such executor.
+    MissingDependencyError
+        If a package it needs is not installed; the message says how to get it.
+    """
+    if name not in _PLACES:
+        raise UnsupportedError(f"there is no executor {name!r}; lapilli has {', '.join(_PLACES)}")
+    module, _, function = _PLACES[name].partition(":")
+    try:
+        return getattr(import_module(module, _PACKAGE), function)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", _PACKAGE):
+            raise
+        remedy = _REMEDIES.get(missing, f"pip install {missing}")
+        raise MissingDependencyError(
+            f"executor {name!r} needs the package {missing!r}, which is not installed; {remedy}"
+        ) from None

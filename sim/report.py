@@ -1,0 +1,79 @@
+"""One self-contained HTML page about a run: no scripts, no requests, opens anywhere, prints well."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from .. import __version__
+from . import report_energy, report_sections
+from .markup import Html, join, tag, text
+from .summary import RunSummary
+
+# Anchor, name in the navigation, and the function that writes the section; absent data leave a section out.
+SECTIONS = (
+    ("pipeline", "Pipeline", report_sections.pipeline),
+    ("equivalence", "Equivalence", report_sections.equivalence),
+    ("energy", "Energy and latency", report_energy.energy),
+    ("activity", "Activity", report_sections.activity),
+    ("answers", "Answers", report_sections.answers),
+    ("network", "Network", report_sections.network),
+    ("chips", "Chips", report_sections.chips),
+    ("environment", "Environment", report_sections.environment),
+)
+
+
+def page(summary: RunSummary) -> str:
+    """The page as text.
+
+    Parameters
+    ----------
+    summary : RunSummary
+        Every text in it is escaped; whatever is absent is left out.
+    """
+    written = [(anchor, name, write(summary)) for anchor, name, write in SECTIONS]
+    present = [(anchor, name, body) for anchor, name, body in written if body]
+    links = [tag("a", name, href=f"#{anchor}") for anchor, name, _ in present]
+    folder = files(report_sections.__name__.rpartition(".")[0])
+    template = Template((folder / "report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=text(f"{summary.name} · lapilli"),
+        heading=text(summary.name),
+        subtitle=report_sections.subtitle(summary),
+        navigation=tag("nav", *links, aria_label="Sections") if links else Html(""),
+        body=join([report_sections.headline(summary), *(body for *_, body in present)]),
+        style=(folder / "report.css").read_text(encoding="utf-8"),
+        version=text(__version__),
+    )
+
+
+def write_report(path: str | os.PathLike[str], summary: RunSummary) -> Path:
+    """Write the page of a run to ``path``, all at once: an interrupted write leaves no half page.
+
+    Parameters
+    ----------
+    path : path-like
+        Of the HTML file; its folder is made if it does not exist.
+    summary : RunSummary
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+    """
+    target = Path(path)
+    content = page(summary)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target

@@ -1,0 +1,107 @@
+"""The whole pipeline, small: what a run leaves behind, and that every stage agrees."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import lapilli
+from lapilli.cli import main
+from lapilli.errors import RecipeError
+from lapilli.pipeline import Narrator, export_checkpoint, run_recipe, train_recipe
+from lapilli.recipe import load_recipe
+
+FAST = ["train.epochs=2", "bit_true.epochs=1", "network.steps=4"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    executors = ("torch", "fast", "onnxruntime")
+    done = run_recipe(load_recipe("digits", FAST), folder, resume=False, narrator=Narrator(), executors=executors)
+    return folder, done
+
+
+def test_it_leaves_everything(finished):
+    folder, done = finished
+    names = {
+        "float.safetensors",
+        "checkpoint.safetensors",
+        "network.onnx",
+        "report.html",
+        "report.json",
+        "summary.json",
+    }
+    assert names == {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "summary.json").read_text()) == done.summary
+
+
+def test_all_executors_agree_and_have_the_accuracy_of_training(finished):
+    _, done = finished
+    assert done.spikes_equal
+    accuracy = done.summary["accuracy"]
+    assert set(accuracy["executors"]) == {"reference", "torch", "fast", "onnxruntime"}
+    assert set(accuracy["executors"].values()) == {accuracy["stages"]["bit-true"]}
+    assert accuracy["stages"]["bit-true"] > 0.8
+
+
+def test_the_file_is_the_network_and_carries_its_history(finished):
+    folder, done = finished
+    network = lapilli.load(folder / "network.onnx")
+    assert network.digest() == done.summary["digest"]
+    assert network.metadata["recipe"]["name"] == "digits"
+    assert network.metadata["accuracy"]["bit-true"] == done.summary["accuracy"]["stages"]["bit-true"]
+
+
+def test_a_bit_true_checkpoint_exports_exactly(finished):
+    folder, done = finished
+    network = export_checkpoint(str(folder / "checkpoint.safetensors"))
+    assert network.digest() == done.summary["digest"]
+    with pytest.raises(RecipeError, match="bit-true"):
+        export_checkpoint(str(folder / "checkpoint.safetensors"), bits=4)
+
+
+def test_a_float_checkpoint_exports_at_any_width(finished):
+    folder, _ = finished
+    for bits in (8, 4):
+        network = export_checkpoint(str(folder / "float.safetensors"), bits=bits)
+        assert {c.weight_bits for c in network.connections} == {bits}
+        assert max(int(np.abs(c.synapse.weight).max()) for c in network.connections) <= 2 ** (bits - 1) - 1
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    folder, done = finished
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    again = train_recipe(load_recipe("digits", FAST), folder, resume=True, narrator=Narrator())
+    assert again.network.digest() == done.summary["digest"]
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_the_page_can_be_written_again(finished):
+    folder, _ = finished
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    result = CliRunner().invoke(main, ["report", str(folder)])
+    assert result.exit_code == 0
+    assert (folder / "report.html").read_text() == page
+
+
+def test_summary_has_energy_ranges_with_sources_and_times(finished):
+    _, done = finished
+    assert done.summary["seconds"]["total"] > 0
+    energy = done.summary["energy"]["loihi1"]["total"]
+    assert 0 < energy["low"] <= energy["typical"] <= energy["high"]
+    assert done.summary["energy"]["loihi2"]["total"] is None
+    assert {"lapilli", "torch", "onnxruntime", "python"} <= set(done.summary["versions"])
+
+
+def test_absent_lava_stops_a_run_before_training(tmp_path, monkeypatch):
+    for name in [m for m in sys.modules if m == "lava" or m.startswith("lava.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lava", None)
+    result = CliRunner().invoke(main, ["run", "digits", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "lava" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,186 @@
+"""The recipe's sections ``[data]``, ``[network]``, ``[train]`` and ``[bit_true]``: what to train, and how.
+
+Defaults are the published DSR settings (qymeng94/DSR ``README.md`` and ``cifar/main_single_gpu.py``), scaled where
+a small data set needs it; each such place says so. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+# qymeng94/DSR README: `--Vth 6 --alpha 0.5 --Vth_bound 0.01` for IF; its argparse defaults are the LIF settings.
+_DSR = {
+    "if": {"threshold": 6.0, "alpha": 0.5, "threshold_bound": 0.01},
+    "lif": {"threshold": 0.3, "alpha": 0.3, "threshold_bound": 0.0005},
+}
+
+
+class Section(BaseModel):
+    """Part of a recipe: unknown keys are refused, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+_AtLeast1: TypeAlias = Annotated[int, Field(ge=1)]
+_AtLeast0: TypeAlias = Annotated[int, Field(ge=0)]
+Size: TypeAlias = Annotated[tuple[_AtLeast1, _AtLeast1], BeforeValidator(_pair)]
+Padding: TypeAlias = Annotated[tuple[_AtLeast0, _AtLeast0], BeforeValidator(_pair)]
+
+
+class ConvLayer(Section):
+    """A convolution, batch normalization and a neuron layer."""
+
+    type: Literal["conv"] = "conv"
+    channels: int = Field(ge=1, description="output channels")
+    kernel: Size = Field((3, 3), description="size of the kernel: one number, or [y, x]")
+    stride: Size = Field((1, 1), description="one number, or [y, x]")
+    padding: Padding = Field((0, 0), description="rows and columns of zeros on every side: one number, or [y, x]")
+    dilation: Size = Field((1, 1), description="one number, or [y, x]")
+    groups: int = Field(1, ge=1, description="channel groups; divides input and output channels")
+    bias: bool | None = Field(None, description="trained bias; default: only where there is no batch normalization")
+    batch_norm: bool = Field(True, description="batch normalization between the weights and the neurons")
+
+
+class PoolLayer(Section):
+    """Average pooling with stride equal to its size; it has no neurons and folds into the next weights."""
+
+    type: Literal["pool"] = "pool"
+    size: Size = Field((2, 2), description="one number, or [y, x]; rows and columns left over are dropped")
+
+
+class DropoutLayer(Section):
+    """Dropout, in training only."""
+
+    type: Literal["dropout"] = "dropout"
+    p: float = Field(0.1, ge=0, lt=1, description="probability of zeroing a value")
+
+
+class LinearLayer(Section):
+    """A dense layer, batch normalization and a neuron layer."""
+
+    type: Literal["linear"] = "linear"
+    features: int | None = Field(
+        None, ge=1, description="number of neurons; may be left out in the last layer: one for each class"
+    )
+    bias: bool | None = Field(None, description="trained bias; default: only where there is no batch normalization")
+    batch_norm: bool = Field(True, description="batch normalization between the weights and the neurons")
+
+
+Layer: TypeAlias = Annotated[ConvLayer | PoolLayer | DropoutLayer | LinearLayer, Field(discriminator="type")]
+
+
+def _by_neuron(what: str) -> Callable[[dict[str, Any]], float]:
+    return lambda given: _DSR[given.get("neuron", "if")][what]
+
+
+def _alpha(given: dict[str, Any]) -> float:
+    # With a hard reset nothing carries over from a spike, so nothing is there to be rounded: 1 measured best.
+    return 1.0 if given.get("reset") == "zero" else _by_neuron("alpha")(given)
+
+
+def _gradient_scale(given: dict[str, Any]) -> float:
+    # The official backward passes scale the threshold's gradient by 1 (IF) and dt (LIF): see IFFunction, LIFFunction.
+    return 1.0 if given.get("neuron") == "if" else given.get("dt", 0.05)
+
+
+class NetworkConfig(Section):
+    """A sequential spiking network; every conv and linear layer is followed by its neurons."""
+
+    neuron: Literal["if", "lif"] = Field("if", description="integrate-and-fire, or leaky integrate-and-fire")
+    steps: int = Field(10, ge=1, le=1024, description="time steps N of one inference")
+    reset: Literal["subtract", "zero"] = Field(
+        "subtract", description="at a spike, subtract the threshold (soft) or return to zero (hard, as stock Loihi LIF)"
+    )
+    readout: Literal["rate", "membrane"] = Field(
+        "membrane",
+        description="class scores: the (weighted) firing rate of a last spiking layer, or the membrane of a last "
+        "accumulator that does not spike",
+    )
+    tau: float = Field(1.0, gt=0, description="membrane time constant of LIF neurons")
+    dt: float = Field(0.05, gt=0, description="length of a time step, in the unit of tau (LIF)")
+    threshold: float = Field(
+        default_factory=_by_neuron("threshold"),
+        gt=0,
+        description="initial threshold of every layer; trained, one for each layer (default 6 for IF, 0.3 for LIF)",
+    )
+    alpha: float = Field(
+        default_factory=_alpha,
+        gt=0,
+        le=1,
+        description="neurons fire at alpha times the threshold (default 0.5 for IF, 0.3 for LIF, 1 with reset zero)",
+    )
+    threshold_bound: float = Field(
+        default_factory=_by_neuron("threshold_bound"),
+        gt=0,
+        description="trained thresholds stay at or above this (default 0.01 for IF, 0.0005 for LIF)",
+    )
+    threshold_gradient_scale: float = Field(
+        default_factory=_gradient_scale,
+        ge=0,
+        description="factor on the thresholds' gradients (default 1 for IF, dt for LIF, as in the official code)",
+    )
+    layers: tuple[Layer, ...] = Field(min_length=1, description="conv, pool, dropout and linear layers, in order")
+
+    @model_validator(mode="after")
+    def _layers_make_a_network(self) -> NetworkConfig:
+        if not isinstance(self.layers[-1], LinearLayer):
+            raise ValueError(f"layers: the last layer is {self.layers[-1].type!r}; it must be linear, for the classes")
+        seen_linear = False
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, LinearLayer):
+                seen_linear = True
+                if layer.features is None and i < len(self.layers) - 1:
+                    raise ValueError(f"layers.{i} (linear): features is missing; only the last layer may leave it out")
+            elif seen_linear and isinstance(layer, (ConvLayer, PoolLayer)):
+                raise ValueError(f"layers.{i} ({layer.type}): a {layer.type} layer cannot follow a linear one")
+        if self.threshold_bound > self.threshold:
+            raise ValueError(f"threshold: {self.threshold} is below threshold_bound {self.threshold_bound}")
+        return self
+
+
+class DataConfig(Section):
+    """A data set and its split."""
+
+    name: str = Field("digits", description="a data set of lapilli.train.data.DATA_SETS")
+    folder: str | None = Field(None, description="where the files of the data set are; digits need none")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="part held out, where the data set has no split of its own"
+    )
+    seed: int = Field(0, ge=0, description="seed of the split")
+    augment: Literal["none", "shift"] = Field(
+        "none", description="training images as they are, or shifted at random by up to one pixel, filled with zeros"
+    )
+
+
+class TrainConfig(Section):
+    """The training loop; DSR's own CIFAR setting is SGD, 200 epochs of batches of 128, warm-up 400 iterations."""
+
+    epochs: int = Field(30, ge=0, description="passes over the training data")
+    batch_size: int = Field(64, ge=1, description="samples in a batch (DSR: 128)")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
+    learning_rate: float = Field(0.1, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="also on thresholds: DSR's L2 term on them")
+    warmup_iterations: int = Field(
+        50, ge=0, description="iterations of linear warm-up (DSR: 400, about one epoch of CIFAR-10)"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after warm-up")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; none by default")
+    seed: int = Field(0, ge=0, description="of initial weights, shuffling, dropout and augmentation")
+
+
+class BitTrueConfig(TrainConfig):
+    """Fine-tuning of the folded, quantized network in the chip's own integers: short and gentle."""
+
+    epochs: int = Field(10, ge=0, description="passes over the training data")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="SGD with momentum, or AdamW")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="on the latent weights")
+    warmup_iterations: int = Field(0, ge=0, description="iterations of linear warm-up")

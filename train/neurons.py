@@ -1,0 +1,264 @@
+"""DSR neurons: spikes forward, the clamp of the mean input backward (Meng et al., CVPR 2022; code qymeng94/DSR).
+
+Tensors are time-major and flattened, ``[T*B, ...]``: step ``n`` of all samples, then step ``n + 1``. With threshold
+``th``, ``beta = exp(-dt/tau)`` and ``V[0] = 0``::
+
+                 IF                          LIF
+    charge       U[n] = V[n-1] + I[n]        U[n] = beta V[n-1] + (1 - beta) I[n]
+    fire         s[n] = 1 where U[n] >= alpha th, else 0
+    reset        "subtract": V[n] = U[n] - th s[n]          "zero": V[n] = 0 where s[n]
+    sent on      th s[n]                     (th/dt) s[n]
+
+The backward pass never differentiates this. It takes the weighted mean of what a neuron sends for a clamp of the
+weighted mean of its input (weights ``w_n = beta^(N-n)``, all 1 for IF), which with the soft reset it is, up to a
+remainder that vanishes with N::
+
+                 a = clamp(Ibar, 0, th)      a = clamp(Ibar/tau, 0, th/dt)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Reset = Literal["subtract", "zero"]
+
+
+def step_weights(steps: int, beta: float, like: Tensor) -> Tensor:
+    """``beta^(N-n) / sum`` for n = 1..N, of the dtype and on the device of ``like``: ``[N]``, sum 1."""
+    exponents = torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+    weights = beta**exponents
+    return (weights / weights.sum()).to(like)
+
+
+def mean_over_steps(x: Tensor, steps: int, beta: float = 1.0) -> Tensor:
+    """Mean over time, weighted by ``beta^(N-n)``: ``[T*B, ...]`` to ``[B, ...]``."""
+    frames = x.unflatten(0, (steps, -1))
+    return frames.mean(0) if beta == 1.0 else torch.tensordot(step_weights(steps, beta, x), frames, 1)
+
+
+def _integrate(current: Tensor, threshold: Tensor, steps: int, beta: float, alpha: float, reset: Reset) -> Tensor:
+    """Run the neurons: current ``[T*B, ...]`` to spikes 0/1 of the same shape and dtype."""
+    frames = current.unflatten(0, (steps, -1))
+    spikes = torch.empty_like(frames)
+    fire_at = alpha * threshold
+    v = torch.zeros_like(frames[0])
+    for n in range(steps):
+        v = v + frames[n] if beta == 1.0 else beta * v + (1 - beta) * frames[n]
+        fired = v >= fire_at
+        spikes[n] = fired
+        v = v - threshold * spikes[n] if reset == "subtract" else v.masked_fill(fired, 0)
+    return spikes.flatten(0, 1)
+
+
+class IFFunction(torch.autograd.Function):
+    """Integrate-and-fire: ``IFFunction.apply(current, threshold, steps, alpha, reset, threshold_gradient_scale)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, threshold: Tensor, steps: int, alpha: float, reset: Reset, scale: float
+    ) -> Tensor:
+        """``th s[n]``, like ``current [T*B, ...]``."""
+        ctx.steps, ctx.scale = steps, scale
+        # The threshold is clamped in place before every forward pass, so a saved reference would not do.
+        ctx.save_for_backward(mean_over_steps(current, steps), threshold.detach().clone())
+        return _integrate(current, threshold, steps, 1.0, alpha, reset).mul_(threshold)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradient of ``clamp(Ibar, 0, th)``; the interval is closed, as in the official code."""
+        mean, threshold = ctx.saved_tensors
+        g = grad.unflatten(0, (ctx.steps, -1)).sum(0)
+        inside = (mean >= 0) & (mean <= threshold)
+        to_current = (g * inside / ctx.steps).expand(ctx.steps, *g.shape).flatten(0, 1)
+        to_threshold = ctx.scale * (g * (mean > threshold)).sum()
+        return to_current, to_threshold, None, None, None, None
+
+
+class LIFFunction(torch.autograd.Function):
+    """Leaky integrate-and-fire: ``LIFFunction.apply(current, threshold, steps, alpha, reset, scale, tau, dt)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        current: Tensor,
+        threshold: Tensor,
+        steps: int,
+        alpha: float,
+        reset: Reset,
+        scale: float,
+        tau: float,
+        dt: float,
+    ) -> Tensor:
+        """``(th/dt) s[n]``, like ``current [T*B, ...]``."""
+        beta = math.exp(-dt / tau)
+        ctx.steps, ctx.scale, ctx.tau, ctx.dt, ctx.beta = steps, scale, tau, dt, beta
+        ctx.save_for_backward(mean_over_steps(current, steps, beta), threshold.detach().clone())
+        return _integrate(current, threshold, steps, beta, alpha, reset).mul_(threshold / dt)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradient of ``clamp(Ibar/tau, 0, th/dt)``; the interval is open, as in the official code."""
+        mean, threshold = ctx.saved_tensors
+        g = ctx.steps * mean_over_steps(grad, ctx.steps, ctx.beta)
+        ceiling = threshold * (ctx.tau / ctx.dt)
+        inside = (mean > 0) & (mean < ceiling)
+        to_current = (g * inside / (ctx.tau * ctx.steps)).expand(ctx.steps, *g.shape).flatten(0, 1)
+        to_threshold = ctx.scale * (g * (mean > ceiling)).sum()
+        return to_current, to_threshold, None, None, None, None, None, None
+
+
+class Neuron(nn.Module):
+    """What IF and LIF layers share: one trained threshold for the layer, bounded below before every forward pass.
+
+    Attributes
+    ----------
+    threshold : Parameter, scalar
+        ``th``.
+    amplitude : Tensor, scalar
+        What a spike sends on: ``th`` (IF), ``th/dt`` (LIF).
+    beta : float
+        Membrane kept from one step to the next; 1 for IF.
+    """
+
+    beta: float = 1.0
+
+    def __init__(
+        self, steps: int, threshold: float, alpha: float, reset: Reset, bound: float, gradient_scale: float
+    ) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(float(threshold)))
+        self.steps = steps
+        self.alpha = alpha
+        self.reset: Reset = reset
+        self.bound = bound
+        self.gradient_scale = gradient_scale
+
+    @property
+    def amplitude(self) -> Tensor:
+        """What a spike sends on."""
+        return self.threshold.detach().clamp(min=self.bound)
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Current ``[T*B, ...]`` to amplitude times spikes, same shape."""
+        with torch.no_grad():
+            self.threshold.clamp_(min=self.bound)
+        return self._fire(current)
+
+    def _fire(self, current: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"steps={self.steps}, threshold={self.threshold.item():.4g}, alpha={self.alpha}, reset={self.reset!r}"
+
+
+class IFNeuron(Neuron):
+    """A layer of integrate-and-fire neurons (module docstring, left column).
+
+    Parameters
+    ----------
+    steps : int
+        ``N``; the leading axis of the input is ``N * B``.
+    threshold, alpha, bound : float
+        Initial ``th``, the fraction of it at which neurons fire, and its lower bound (DSR's IF settings).
+    reset : {"subtract", "zero"}
+    gradient_scale : float
+        Factor on the gradient of ``th``; 1 in the official CIFAR code, 0.001 in its ImageNet code.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        threshold: float = 6.0,
+        alpha: float = 0.5,
+        reset: Reset = "subtract",
+        bound: float = 0.01,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        super().__init__(steps, threshold, alpha, reset, bound, gradient_scale)
+
+    def _fire(self, current: Tensor) -> Tensor:
+        out = IFFunction.apply(current, self.threshold, self.steps, self.alpha, self.reset, self.gradient_scale)
+        return cast("Tensor", out)
+
+
+class LIFNeuron(Neuron):
+    """A layer of leaky integrate-and-fire neurons (module docstring, right column).
+
+    Parameters
+    ----------
+    steps : int
+        ``N``; the leading axis of the input is ``N * B``.
+    threshold, alpha, bound : float
+        Initial ``th``, the fraction of it at which neurons fire, and its lower bound (DSR's LIF settings).
+    reset : {"subtract", "zero"}
+    gradient_scale : float or None
+        Factor on the gradient of ``th``; None: ``dt``, as in the official code (the clamp's own would be ``1/dt``).
+    tau, dt : float
+        Time constant and time step, in one unit. The official code computes ``beta`` in float32; here it is the
+        nearest double.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        threshold: float = 0.3,
+        alpha: float = 0.3,
+        reset: Reset = "subtract",
+        bound: float = 0.0005,
+        gradient_scale: float | None = None,
+        tau: float = 1.0,
+        dt: float = 0.05,
+    ) -> None:
+        super().__init__(steps, threshold, alpha, reset, bound, dt if gradient_scale is None else gradient_scale)
+        self.tau = tau
+        self.dt = dt
+        self.beta = math.exp(-dt / tau)
+
+    @property
+    def amplitude(self) -> Tensor:
+        """What a spike sends on."""
+        return self.threshold.detach().clamp(min=self.bound) / self.dt
+
+    def _fire(self, current: Tensor) -> Tensor:
+        out = LIFFunction.apply(
+            current, self.threshold, self.steps, self.alpha, self.reset, self.gradient_scale, self.tau, self.dt
+        )
+        return cast("Tensor", out)
+
+
+class Accumulator(nn.Module):
+    """The readout "membrane": neurons that integrate like the others, never fire, and are read after the last step.
+
+    IF: ``V[N] / N``, the mean of the current. LIF: ``V[N] / (1 - beta^N)``, its mean weighted by ``beta^(N-n)``.
+    So a constant current ``I`` reads ``I`` in both. The gradient is exact.
+
+    Parameters
+    ----------
+    steps : int
+        ``N``.
+    beta : float
+        Membrane kept from one step to the next; 1 for IF.
+    """
+
+    reset: ClassVar[str] = "none"
+
+    def __init__(self, steps: int, beta: float = 1.0) -> None:
+        super().__init__()
+        self.steps = steps
+        self.beta = beta
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Current ``[T*B, ...]`` to its (weighted) mean ``[B, ...]``."""
+        return mean_over_steps(current, self.steps, self.beta)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"steps={self.steps}, beta={self.beta:.6g}"
