@@ -302,7 +302,7 @@ def run_recipe(
 
     for cost in costs.values():
         narrator.show(cost.render())
-    narrator.say(str(proof))
+    narrator.show(proof.render() if hasattr(proof, 'render') else str(proof))
     narrator.say(f"report: {folder / REPORT}", style="bold")
     return Finished(summary, proof.equal)
 
@@ -370,10 +370,10 @@ def _proof_note(proof: Equivalence) -> str:
 
 
 def _cost_note(chip: str, cost: EnergyReport) -> str:
-    from .sim.units import format_range
+    from .sim.units import si_range
 
-    total = cost.total
-    return f"{chip}: {format_range(total, 'J') if total is not None else 'energy per operation not published'}"
+    total = cost.energy
+    return f"{chip}: {si_range(total.low, total.high, 'J') if total else 'not published'}"
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -288,26 +288,24 @@ def _cut(network: Network, chip: Chip, p: Population, edges: IntArray) -> _Cut:
     most = max(1, (chip.value("limits.neurons_per_core") or p.size) // per_neuron)
     first = 0
     while first < p.size:
-        why = broken(first, first + 1)
-        if why:
+        top = min(p.size, first + most)
+        stop, cut_by = top, NO_LIMIT if top == p.size else "neurons per core"
+        if why := broken(first, top):
+            stop, cut_by = first, why
+            likely = [ranges[-1][1] - ranges[-1][0] + first + i for i in (0, 1)] if ranges else []  # as the last one
+            while top - stop > 1:  # stop fits, top does not
+                middle = next((m for m in likely if stop < m < top), (stop + top) // 2)
+                if why := broken(first, middle):
+                    top, cut_by = middle, why
+                else:
+                    stop = middle
+        if stop == first:
             raise UnsupportedError(
-                f"population {p.name!r}: neuron {first} alone does not fit a core of {chip.name} ({why}); "
+                f"population {p.name!r}: neuron {first} alone does not fit a core of {chip.name} ({cut_by}); "
                 "use fewer inputs per neuron, or a chip with larger cores"
             )
-        low, high = first + 1, min(p.size, first + most)  # low fits
-        cut_by = NO_LIMIT if high == p.size else "neurons per core"
-        if not (why := broken(first, high)):
-            low = high
-        else:
-            cut_by = why
-            while high - low > 1:
-                middle = (low + high) // 2
-                if why := broken(first, middle):
-                    high, cut_by = middle, why
-                else:
-                    low = middle
-        ranges.append((first, low, cut_by))
-        first = low
+        ranges.append((first, stop, cut_by))
+        first = stop
     return _Cut(ranges, need)
 
 

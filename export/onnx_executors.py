@@ -100,7 +100,7 @@ def _recording(network: Network, results: dict[str, Any], trace: Collection[str]
     for p in network.populations:
         if p.spikes:
             found.spikes[p.name] = results[f"{p.name}/spikes"]
-        if f"{p.name}/v" in results:
+        else:
             found.v_final[p.name] = results[f"{p.name}/v"]
     for name in trace:
         found.current[name] = results[f"{name}/drive"]

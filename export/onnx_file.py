@@ -293,10 +293,11 @@ class _Difference(NamedTuple):
 
 def _check_graph(path: Path, model: onnx.ModelProto, network: Network, text: str) -> None:
     """Refuse a file whose graph is not, to the last node, the one that its description writes."""
-    if not _VERSION.fullmatch(model.producer_version):
-        _refuse(path, f"producer version {model.producer_version[:64]!r} is not a version; {REEXPORT}")
+    version: str | bytes = model.producer_version  # older protobuf gives bytes for what is not text
+    if not (isinstance(version, str) and _VERSION.fullmatch(version)):
+        _refuse(path, f"producer version {version[:64]!r} is not a version; {REEXPORT}")
     try:
-        expected = build_model(network, producer_version=model.producer_version)
+        expected = build_model(network, producer_version=version)
     except UnsupportedError as error:
         _refuse(path, f"{error}; {REEXPORT}")
     expected.metadata_props.add(key=METADATA_KEY, value=_description_text(network))

@@ -97,12 +97,11 @@ def build_model(network: Network, trace: Collection[str] = (), producer_version:
 def outputs(network: Network, trace: Collection[str] = ()) -> dict[str, tuple[int, Dims]]:
     """Outputs of the model, in order: name to ONNX element type and shape."""
     found: dict[str, tuple[int, Dims]] = {}
-    membrane = network.readout.population if network.readout and network.readout.kind == "membrane" else None
     for p in network.populations:
         at_every_step = (network.steps, "batch", *p.shape)
         if p.spikes:
             found[f"{p.name}/spikes"] = (TensorProto.UINT8, at_every_step)
-        if not p.spikes or p.name == membrane:
+        else:
             found[f"{p.name}/v"] = (TensorProto.INT64, ("batch", *p.shape))
         if p.name in trace:
             found |= {

@@ -1,6 +1,6 @@
 """What is in a network: shapes, bits, parameters, synapses and worst-case bounds, as data and as tables.
 
-Every number is counted from the description; ``docs/format.md`` says what each of its fields means.
+Every number is counted from the description; the classes below say what it counts.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ConnectionSummary:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the network; ``parameters`` are weights and biases that differ from the default of none."""
+    """Sums over the network; ``parameters`` counts stored weights, and the biases of populations that have one."""
 
     populations: int
     connections: int

@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ BLUE, ORANGE, GREEN, AMBER, PURPLE, GREY = "#3a86c8", "#d9602b", "#2a9d74", "#c9
 SERIES = (BLUE, ORANGE, GREEN, AMBER, PURPLE, GREY)
 NARROW, WIDE = 460, 960  # figure widths in CSS pixels: half a page (a whole phone) and a whole page
 _INK = "#0b0c0d"  # stands for currentColor until the text is written
+_RASTER_HEIGHT = 720  # CSS pixels of all populations together, as far as their labels allow
 _RASTER_ROWS = 400  # a population with more neurons is drawn with several neurons to a row
 
 
@@ -60,7 +62,8 @@ def _svg(title: str, width: float, height: float, draw: Callable[[Figure], None]
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with _style():
+    with _style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the text, not ours
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
@@ -136,6 +139,8 @@ def raster(title: str, populations: Sequence[tuple[str, int, Sequence[Sequence[i
     """
     rows = [min(size, _RASTER_ROWS) for _, size, _ in populations]
     heights = [float(np.clip(9 * np.sqrt(r), 34, 150)) for r in rows]
+    shrink = min(1.0, _RASTER_HEIGHT / sum(heights)) if heights else 1.0
+    heights = [max(h * shrink, 30.0) for h in heights]
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -166,7 +171,7 @@ def _raster_image(spikes: Sequence[Sequence[int]], size: int, rows: int, colour:
     for n, neurons in enumerate(spikes):
         np.add.at(hits[:, n], np.asarray(neurons, np.int64) * rows // size, 1.0)
     share = np.clip(hits / (size / rows), 0, 1)
-    opacity = np.where(hits > 0, 0.3 + 0.7 * share, 0.0)
+    opacity = np.where(hits > 0, 0.5 + 0.5 * share, 0.0)
     image = np.zeros((rows, len(spikes), 12, 4))
     image[..., :3] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     image[..., 1:11, 3] = opacity[..., None]

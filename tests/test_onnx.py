@@ -191,9 +191,11 @@ def test_values_outside_the_input_range_are_clipped_as_encode_does():
 @pytest.mark.parametrize("kind", ["count", "weighted_count", "membrane"])
 @pytest.mark.parametrize("steps", [1, 7])
 def test_every_readout(executor, kind, steps):
-    network = small(
-        steps=steps, readout=Readout(population="b", kind=kind, decay=500 if kind == "weighted_count" else 0)
-    )
+    first, second = small().populations
+    if kind == "membrane":
+        second = dataclasses.replace(second, reset="none", reset_amount=0, threshold=0)
+    readout = Readout(population="b", kind=kind, decay=500 if kind == "weighted_count" else 0)
+    network = small(steps=steps, populations=[first, second], readout=readout)
     assert_same(network, random_input(network), executor)
     assert_graph_scores(network, random_input(network, frames=True))
 

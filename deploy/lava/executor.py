@@ -109,7 +109,7 @@ def _write(job: Job, here: Path) -> dict[str, Any]:
     """Leave a job's arrays in its folder; returns what is said about it in ``jobs.json``."""
     here.mkdir()
     network = job.network
-    np.savez(here / "tensors.npz", allow_pickle=False, **network.tensors())
+    np.savez(here / "tensors.npz", **network.tensors())  # pyright: ignore[reportArgumentType]
     constant = job.x.ndim == len(network.input.shape) + 1
     frames = job.x if constant else at_every_step(network, job.x).swapaxes(0, 1).reshape(-1, *network.input.shape)
     np.save(here / "frames.npy", frames.astype(np.int32), allow_pickle=False)

@@ -27,6 +27,7 @@ from .graph import ConvolutionAs, LavaNetwork, build
 def main(folder: Path) -> int:
     """Run the jobs of a folder; the exit code is 1 if one failed, and ``error.json`` says why."""
     try:
+        report_exceptions()
         for index, job in enumerate(json.loads((folder / "jobs.json").read_text())):
             here = folder / str(index)
             with np.load(here / "tensors.npz", allow_pickle=False) as tensors:
@@ -134,7 +135,6 @@ def report_exceptions() -> None:
 def start() -> None:
     """Run the jobs of the folder on the command line and exit."""
     die_with_parent()
-    report_exceptions()
     sys.exit(main(Path(sys.argv[-1])))
 
 
