@@ -29,9 +29,11 @@ class Commands(click.Group):
     """Commands in the order of the pipeline; every error of ours becomes one line and exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """In the order of their definition."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; our errors end as one line on standard error."""
         try:
             return super().invoke(ctx)
         except Error as error:
@@ -52,7 +54,7 @@ class Commands(click.Group):
 @click.version_option(package_name="lapilli", message="lapilli %(version)s")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
 def main(debug: bool) -> None:
-    """Deploy spiking networks on neuromorphic chips.
+    r"""Deploy spiking networks on neuromorphic chips.
 
     What you train is what the chip runs, bit for bit, and you know what it costs before you own the chip.
 
@@ -162,7 +164,7 @@ def with_data_help(command: Callable[..., Any]) -> Callable[..., Any]:
 def run(
     recipe: str, out: Path | None, overrides: tuple[str, ...], resume: bool, against: str | None, as_json: bool
 ) -> None:
-    """Run a whole RECIPE: train, export, check, simulate, run on Lava, verify, energy, report.
+    r"""Run a whole RECIPE: train, export, check, simulate, run on Lava, verify, energy, report.
 
     \b
     Example:  lapilli run digits --out runs/digits
@@ -196,7 +198,7 @@ def run(
 @click.option("--resume", is_flag=True, help="Continue an interrupted training in the same folder.")
 @json_option
 def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: bool, as_json: bool) -> None:
-    """Train a RECIPE: float, then bit-true; leaves float.safetensors and checkpoint.safetensors.
+    r"""Train a RECIPE: float, then bit-true; leaves float.safetensors and checkpoint.safetensors.
 
     \b
     Example:  lapilli train digits --out runs/digits
@@ -218,7 +220,7 @@ def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: boo
 @click.option("--bits", type=click.IntRange(2, 8), help="Weight bits (float checkpoints)  [default: the recipe's]")
 @json_option
 def export(checkpoint: str, out: Path, bits: int | None, as_json: bool) -> None:
-    """Export a CHECKPOINT to the network description (executable ONNX).
+    r"""Export a CHECKPOINT to the network description (executable ONNX).
 
     A bit-true checkpoint is exported exactly; a float one is folded and quantized after training.
 
@@ -240,7 +242,7 @@ def export(checkpoint: str, out: Path, bits: int | None, as_json: bool) -> None:
 @click.argument("network")
 @json_option
 def inspect(network: str, as_json: bool) -> None:
-    """Show what a NETWORK file holds: layers, shapes, bits, parameters, bounds.
+    r"""Show what a NETWORK file holds: layers, shapes, bits, parameters, bounds.
 
     \b
     Example:  lapilli inspect network.onnx
@@ -256,7 +258,7 @@ def inspect(network: str, as_json: bool) -> None:
 @chips_option("loihi1,loihi2")
 @json_option
 def check(network: str, chips: tuple[str, ...], as_json: bool) -> None:
-    """Check a NETWORK against the design rules of chips; exit code 1 on violations.
+    r"""Check a NETWORK against the design rules of chips; exit code 1 on violations.
 
     \b
     Example:  lapilli check network.onnx --chip loihi2
@@ -280,7 +282,7 @@ def check(network: str, chips: tuple[str, ...], as_json: bool) -> None:
 @click.option("--samples", type=click.IntRange(min=1), help="With --run: the first N samples only.")
 @json_option
 def deploy(network: str, chips: tuple[str, ...], data: str | None, samples: int | None, as_json: bool) -> None:
-    """Partition a NETWORK and place it on the cores of chips; with --run, execute it on Lava.
+    r"""Partition a NETWORK and place it on the cores of chips; with --run, execute it on Lava.
 
     \b
     Example:  lapilli deploy network.onnx --chip loihi1
@@ -317,7 +319,7 @@ def deploy(network: str, chips: tuple[str, ...], data: str | None, samples: int 
 @json_option
 @with_data_help
 def simulate_command(network: str, data: str, samples: int | None, engine: str, as_json: bool) -> None:
-    """Simulate a NETWORK on DATA: accuracy, spike rates, synaptic operations, overflows.
+    r"""Simulate a NETWORK on DATA: accuracy, spike rates, synaptic operations, overflows.
 
     \b
     Example:  lapilli sim network.onnx digits
@@ -342,7 +344,7 @@ def simulate_command(network: str, data: str, samples: int | None, engine: str, 
 @json_option
 @with_data_help
 def verify(network: str, data: str, samples: int | None, against: str, as_json: bool) -> None:
-    """Prove that executors emit the same spikes for a NETWORK on DATA; exit code 1 if they differ.
+    r"""Prove that executors emit the same spikes for a NETWORK on DATA; exit code 1 if they differ.
 
     \b
     Example:  lapilli verify network.onnx digits --against onnxruntime,lava
@@ -365,7 +367,7 @@ def verify(network: str, data: str, samples: int | None, against: str, as_json: 
 @json_option
 @with_data_help
 def energy(network: str, data: str, samples: int | None, chips: tuple[str, ...], as_json: bool) -> None:
-    """Estimate energy and latency per inference of a NETWORK on DATA, low to high, with sources.
+    r"""Estimate energy and latency per inference of a NETWORK on DATA, low to high, with sources.
 
     \b
     Example:  lapilli energy network.onnx digits --chip loihi1,loihi2
@@ -390,7 +392,7 @@ def energy(network: str, data: str, samples: int | None, chips: tuple[str, ...],
 @main.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 def report(run_dir: Path) -> None:
-    """Write the HTML page of a finished run again, from what is in RUN_DIR.
+    r"""Write the HTML page of a finished run again, from what is in RUN_DIR.
 
     \b
     Example:  lapilli report runs/digits

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from .deploy import Violation
     from .sim import EnergyReport, Equivalence, Run
-    from .sim.summary import RunSummary
-    from .sim.summary import Stage as StageRecord
+    from .sim.page.summary import RunSummary
+    from .sim.page.summary import Stage as StageRecord
     from .train.bit_true import BitTrueNetwork
     from .train.checkpoint import Epoch
     from .train.data import DataSet
@@ -69,7 +69,7 @@ class Narrator:
     @contextmanager
     def stage(self, name: str, *, spinner: bool = True) -> Iterator[Outcome]:
         """Time a stage; the body fills in its accuracy and note. No spinner where the stage has a bar of its own."""
-        from .sim.summary import Stage
+        from .sim.page.summary import Stage
 
         outcome = Outcome()
         start = time.perf_counter()
@@ -302,7 +302,7 @@ def run_recipe(
 
     for cost in costs.values():
         narrator.show(cost.render())
-    narrator.show(proof.render() if hasattr(proof, 'render') else str(proof))
+    narrator.show(proof.render() if hasattr(proof, "render") else str(proof))
     narrator.say(f"report: {folder / REPORT}", style="bold")
     return Finished(summary, proof.equal)
 
@@ -323,7 +323,7 @@ def rewrite_report(folder: Path) -> Path:
         If the folder does not hold a finished run.
     """
     from .sim import write_report
-    from .sim.summary import RunSummary
+    from .sim.page.summary import RunSummary
 
     source = folder / REPORT_DATA
     try:
@@ -377,13 +377,9 @@ def _cost_note(chip: str, cost: EnergyReport) -> str:
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Of the installed ones among these packages."""
+    installed = {d.metadata["Name"]: d.version for d in distributions()}
+    return {package: installed[package] for package in packages if package in installed}
 
 
 def _summary(
@@ -433,7 +429,8 @@ def _page_data(
 ) -> RunSummary:
     """Everything that the page shows, as JSON values."""
     from .bounds import population_bounds
-    from .sim import simulate, summary
+    from .sim import simulate
+    from .sim.page import summary
 
     test = trained.data.test
     bounds = {p.name: population_bounds(network, p) for p in network.populations}

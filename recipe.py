@@ -25,6 +25,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_FOLDER = files(f"{__name__.rpartition('.')[0]}.recipes")
+
 
 class DeployConfig(BaseModel):
     """What the network is checked, verified and costed against."""
@@ -55,7 +57,7 @@ class Recipe(BaseModel):
 def shipped() -> dict[str, str]:
     """Name and first comment line of every recipe that comes with lapilli."""
     found = {}
-    for entry in files(__package__).joinpath("recipes").iterdir():
+    for entry in _FOLDER.iterdir():
         if entry.name.endswith(".toml"):
             first = entry.read_text(encoding="utf-8").split("\n", 1)[0]
             found[entry.name.removesuffix(".toml")] = first.lstrip("# ")
@@ -73,7 +75,7 @@ def _read(name_or_path: str) -> tuple[str, str]:
                 f"recipe {name_or_path!r}: no recipe has that name; {hint}lapilli ships {', '.join(recipes)}; "
                 "or give the path of a .toml file"
             )
-        return files(__package__).joinpath("recipes", f"{name_or_path}.toml").read_text("utf-8"), f"{name_or_path}.toml"
+        return (_FOLDER / f"{name_or_path}.toml").read_text("utf-8"), f"{name_or_path}.toml"
     try:
         return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
     except (OSError, UnicodeDecodeError) as error:

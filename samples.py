@@ -66,7 +66,7 @@ def _from_registry(data: str, network: Network) -> Samples:
     if split not in ("", "train", "test"):
         raise DataError(f"data {data!r}: {split!r} is not a split; give {name}:train or {name}:test")
     trained_on = network.metadata.get("recipe", {}).get("data", {})
-    config = DataConfig(**(trained_on if trained_on.get("name") == name else {"name": name}))
+    config = DataConfig.model_validate(trained_on if trained_on.get("name") == name else {"name": name})
     chosen = getattr(load(config), split or "test")
     return Samples(data, chosen.x, chosen.y)
 

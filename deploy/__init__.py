@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .chip import Chip, chip_names, load_chip
     from .placement import Plan, plan
     from .rules import Violation, check
+    from .schedule import Schedule, make_schedule
 
-__all__ = ["Chip", "Plan", "Violation", "check", "chip_names", "load_chip", "plan"]
+__all__ = ["Chip", "Plan", "Schedule", "Violation", "check", "chip_names", "load_chip", "make_schedule", "plan"]
 
 _PLACES = {
     "Chip": "chip",
@@ -20,6 +21,8 @@ _PLACES = {
     "plan": "placement",
     "Violation": "rules",
     "check": "rules",
+    "Schedule": "schedule",
+    "make_schedule": "schedule",
 }
 
 

@@ -18,8 +18,8 @@ from ..bounds import PopulationBounds, population_bounds
 from ..errors import UnsupportedError
 from ..network import INPUT, Connection, Network, Population
 from .chip import Chip, Quantity, load_chip
-from .lava.schedule import Schedule, make_schedule
 from .placement import Plan, plan
+from .schedule import Schedule, make_schedule
 
 Severity: TypeAlias = Literal["error", "note"]
 

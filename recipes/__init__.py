@@ -1,1 +1,1 @@
-
+"""Recipes that come with lapilli: `lapilli run NAME`."""

@@ -10,24 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cost import energy as energy
-    from .energy_report import EnergyReport as EnergyReport
-    from .equivalence import Divergence as Divergence
-    from .equivalence import Equivalence as Equivalence
-    from .equivalence import verify as verify
-    from .report import write_report as write_report
+    from .cost.energy_report import EnergyReport as EnergyReport
+    from .cost.estimate import energy as energy
+    from .equivalence.comparison import Divergence as Divergence
+    from .equivalence.comparison import Equivalence as Equivalence
+    from .equivalence.comparison import verify as verify
+    from .page.report import write_report as write_report
     from .simulation import Run as Run
     from .simulation import simulate as simulate
 
 _PLACES = {
-    "Divergence": "equivalence",
-    "EnergyReport": "energy_report",
-    "Equivalence": "equivalence",
+    "Divergence": "equivalence.comparison",
+    "EnergyReport": "cost.energy_report",
+    "Equivalence": "equivalence.comparison",
     "Run": "simulation",
-    "energy": "cost",
+    "energy": "cost.estimate",
     "simulate": "simulation",
-    "verify": "equivalence",
-    "write_report": "report",
+    "verify": "equivalence.comparison",
+    "write_report": "page.report",
 }
 
 

@@ -10,7 +10,7 @@ from ..recording import Executor
 # Strings, so that nothing of torch, ONNX Runtime or Lava is imported before somebody names it.
 _PLACES = {
     "reference": ".sim.reference:reference",
-    "fast": ".sim.engine:fast",
+    "fast": ".sim.engine.batched:fast",
     "torch": ".train.bit_true:torch_executor",
     "onnxruntime": ".export.onnx_executors:onnxruntime_executor",
     "onnx-reference": ".export.onnx_executors:onnx_reference_executor",

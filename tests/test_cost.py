@@ -12,10 +12,10 @@ from lapilli.deploy.chip import CostSet, EventCost
 from lapilli.errors import DataError
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population
 from lapilli.sim import energy, simulate
-from lapilli.sim.cost import Counts, choose, estimate
-from lapilli.sim.cost_model import Range, barrier_time
-from lapilli.sim.layout import Layout, Route, one_core_each
-from lapilli.sim.operations import compare, sparsity, synapses
+from lapilli.sim.cost.estimate import Counts, choose, estimate
+from lapilli.sim.cost.layout import Layout, Route, one_core_each
+from lapilli.sim.cost.model import Range, barrier_time
+from lapilli.sim.cost.operations import compare, sparsity, synapses
 from lapilli.sim.reference import reference
 from lapilli.sim.units import axis_unit, count, percent, si, si_range
 from strategies import networks_with_input

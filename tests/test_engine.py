@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from lapilli.bounds import population_bounds
 from lapilli.errors import DescriptionError
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
-from lapilli.sim import engine, neurons
-from lapilli.sim.engine import fast, flow_order, steps_at_once
+from lapilli.sim.engine import batched, neurons
+from lapilli.sim.engine.batched import fast, flow_order, steps_at_once
+from lapilli.sim.engine.sums import LayerSums, exact_dtype
 from lapilli.sim.reference import reference
-from lapilli.sim.sums import LayerSums, exact_dtype
 from strategies import networks_with_input
 
 
@@ -156,7 +156,7 @@ def test_the_last_few_steps_of_a_cycle_may_cut_the_samples_otherwise(monkeypatch
     p = Population(name="p", shape=(3,), threshold=200, reset_amount=150)
     back = Connection(source="p", target="p", synapse=Dense(np.full((3, 3), -2)), delay=4)
     network = dense_network(p, [[3], [2], [1]], steps=11, high=7, connections=(back,))
-    monkeypatch.setattr(engine, "BLOCK_BYTES", 12 * LayerSums(network, p, np.zeros((11, 50, 1)), True).bytes_per_row)
+    monkeypatch.setattr(batched, "BLOCK_BYTES", 12 * LayerSums(network, p, np.zeros((11, 50, 1)), True).bytes_per_row)
     assert_same(network, np.random.default_rng(0).integers(0, 8, (50, 1)))
 
 

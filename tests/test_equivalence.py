@@ -16,7 +16,7 @@ from lapilli.errors import DataError, ExecutionError, UnsupportedError
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout
 from lapilli.recording import Recording, at_every_step
 from lapilli.sim import verify
-from lapilli.sim.engine import fast
+from lapilli.sim.engine.batched import fast
 from lapilli.sim.reference import reference
 from strategies import networks_with_input
 

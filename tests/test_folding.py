@@ -44,6 +44,7 @@ NETWORKS = {
     ],
     "pools in a row": [CONV, {"type": "pool", "size": 3}, {"type": "pool"}, {"type": "linear"}],
     "groups": [CONV, CONV | {"groups": 3}, {"type": "pool"}, CONV | {"groups": 2}, {"type": "linear"}],
+    "biases under batch norm": [CONV | {"bias": True}, {"type": "linear", "bias": True}],
     "no batch norm": [CONV | {"batch_norm": False}, {"type": "pool"}, {"type": "linear", "batch_norm": False}],
     "pool of the input": [{"type": "pool"}, CONV, {"type": "linear"}],
 }

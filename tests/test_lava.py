@@ -16,7 +16,7 @@ from lapilli.arithmetic import synapse_sum
 from lapilli.deploy.lava import available, build, executor, lava_executor, run_jobs
 from lapilli.deploy.lava.executor import Job
 from lapilli.deploy.lava.graph import bias_registers, conv_as_matrix, fits_stock_lif
-from lapilli.deploy.lava.schedule import make_schedule
+from lapilli.deploy.schedule import make_schedule
 from lapilli.errors import ExecutionError, MissingDependencyError, UnsupportedError
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Scale
 from lapilli.sim.reference import reference

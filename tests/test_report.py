@@ -11,11 +11,12 @@ import pytest
 from lapilli.deploy import check, plan
 from lapilli.errors import FileFormatError
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout
-from lapilli.sim import energy, plots, simulate, verify, write_report
-from lapilli.sim import summary as summaries
-from lapilli.sim.engine import fast
-from lapilli.sim.report import SECTIONS, page
-from lapilli.sim.summary import RunSummary, Stage
+from lapilli.sim import energy, simulate, verify, write_report
+from lapilli.sim.engine.batched import fast
+from lapilli.sim.page import plots
+from lapilli.sim.page import summary as summaries
+from lapilli.sim.page.report import SECTIONS, page
+from lapilli.sim.page.summary import RunSummary, Stage
 
 EVIL = "<script>alert('x')</script> & \"$y$\" ${name}"
 VOID = {"meta", "br", "link", "img", "hr", "input"}

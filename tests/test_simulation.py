@@ -16,8 +16,8 @@ from lapilli.errors import DataError, DescriptionError, MissingDependencyError, 
 from lapilli.network import INPUT, Connection, Dense, Input, Network, Population, Readout
 from lapilli.recording import at_every_step
 from lapilli.sim import executors, simulate
+from lapilli.sim.equivalence.synapse_faults import fan_in
 from lapilli.sim.reference import reference
-from lapilli.sim.synapse_faults import fan_in
 from strategies import networks_with_input
 
 

@@ -13,18 +13,15 @@ if TYPE_CHECKING:
     from .compatibility import available, import_lava
     from .executor import Job, LavaRun, lava_executor, run_jobs
     from .graph import LavaNetwork, build
-    from .schedule import Schedule, make_schedule
 
 __all__ = [
     "Job",
     "LavaNetwork",
     "LavaRun",
-    "Schedule",
     "available",
     "build",
     "import_lava",
     "lava_executor",
-    "make_schedule",
     "run_jobs",
 ]
 
@@ -32,12 +29,10 @@ _PLACES = {
     "Job": "executor",
     "LavaNetwork": "graph",
     "LavaRun": "executor",
-    "Schedule": "schedule",
     "available": "compatibility",
     "build": "graph",
     "import_lava": "compatibility",
     "lava_executor": "executor",
-    "make_schedule": "schedule",
     "run_jobs": "executor",
 }
 

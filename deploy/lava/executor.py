@@ -29,9 +29,9 @@ from ...arithmetic import fan_out
 from ...errors import ExecutionError, MissingDependencyError
 from ...network import IntArray, Network
 from ...recording import Recording, at_every_step
+from ..schedule import Schedule, make_schedule
 from .compatibility import HOW_TO_GET_LAVA
 from .graph import ConvolutionAs
-from .schedule import Schedule, make_schedule
 
 TIMEOUT_VARIABLE = "LAPILLI_LAVA_TIMEOUT"  # seconds; overrides the limit derived from the size
 GRACE = 2.0  # seconds that the worker gets after a model's traceback before it counts as hanging

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from ...bounds import largest_sum, population_bounds
 from ...errors import UnsupportedError
 from ...network import INPUT, Connection, Conv2d, Dense, IntArray, Network, Population, Scale
+from ..schedule import Schedule, make_schedule
 from .compatibility import import_lava
-from .schedule import Schedule, make_schedule
 
 BIAS_MANTISSA = (-4096, 4095)  # 13 bits with sign (lava.proc.lif.models.PyLifModelBitAcc)
 BIAS_EXPONENT_MAX = 7  # 3 bits

@@ -2,8 +2,8 @@
 
 A :class:`~lapilli.deploy.chip.CostSet` is one source's whole set of constants. Sets are never mixed: a paper that
 charges 51 pJ to a synapse and one that charges part of it to the axon agree on the total and on nothing else, so the
-smallest of each would describe no chip at all. :mod:`lapilli.sim.cost` evaluates every set in full and reports the
-lowest, the calibrated and the highest total.
+smallest of each would describe no chip at all. :mod:`lapilli.sim.cost.estimate` evaluates every set in full and reports
+the lowest, the calibrated and the highest total.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..deploy.chip import CostSet, EventCost
+from ...deploy.chip import CostSet, EventCost
 
 FREE = EventCost(0.0, 0.0)  # what a source does not charge for
 

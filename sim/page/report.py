@@ -8,21 +8,21 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from .. import __version__
-from . import report_energy, report_sections
+from ... import __version__
+from . import energy_section, sections
 from .markup import Html, join, tag, text
 from .summary import RunSummary
 
 # Anchor, name in the navigation, and the function that writes the section; absent data leave a section out.
 SECTIONS = (
-    ("pipeline", "Pipeline", report_sections.pipeline),
-    ("equivalence", "Equivalence", report_sections.equivalence),
-    ("energy", "Energy and latency", report_energy.energy),
-    ("activity", "Activity", report_sections.activity),
-    ("answers", "Answers", report_sections.answers),
-    ("network", "Network", report_sections.network),
-    ("chips", "Chips", report_sections.chips),
-    ("environment", "Environment", report_sections.environment),
+    ("pipeline", "Pipeline", sections.pipeline),
+    ("equivalence", "Equivalence", sections.equivalence),
+    ("energy", "Energy and latency", energy_section.energy),
+    ("activity", "Activity", sections.activity),
+    ("answers", "Answers", sections.answers),
+    ("network", "Network", sections.network),
+    ("chips", "Chips", sections.chips),
+    ("environment", "Environment", sections.environment),
 )
 
 
@@ -37,14 +37,14 @@ def page(summary: RunSummary) -> str:
     written = [(anchor, name, write(summary)) for anchor, name, write in SECTIONS]
     present = [(anchor, name, body) for anchor, name, body in written if body]
     links = [tag("a", name, href=f"#{anchor}") for anchor, name, _ in present]
-    folder = files(report_sections.__name__.rpartition(".")[0])
+    folder = files(sections.__name__.rpartition(".")[0])
     template = Template((folder / "report.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=text(f"{summary.name} · lapilli"),
         heading=text(summary.name),
-        subtitle=report_sections.subtitle(summary),
+        subtitle=sections.subtitle(summary),
         navigation=tag("nav", *links, aria_label="Sections") if links else Html(""),
-        body=join([report_sections.headline(summary), *(body for *_, body in present)]),
+        body=join([sections.headline(summary), *(body for *_, body in present)]),
         style=(folder / "report.css").read_text(encoding="utf-8"),
         version=text(__version__),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..network import IntArray, Network, Population
+from ...network import IntArray, Network, Population
 
 
 @dataclass(frozen=True)

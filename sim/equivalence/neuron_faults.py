@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..arithmetic import saturate, wrap
-from ..network import DECAY_ONE, Population
+from ...arithmetic import saturate, wrap
+from ...network import DECAY_ONE, Population
 from .evidence import Evidence
 
 

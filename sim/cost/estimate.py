@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
-from ..deploy.chip import Chip, CostSet, load_chip
-from ..deploy.placement import Plan, stored_on_chip
-from ..deploy.placement import plan as make_plan
-from ..errors import DataError, UnsupportedError
-from ..network import Network, Population
-from .cost_model import Range, Scenario
+from ...deploy.chip import Chip, CostSet, load_chip
+from ...deploy.placement import Plan, stored_on_chip
+from ...deploy.placement import plan as make_plan
+from ...errors import DataError, UnsupportedError
+from ...network import Network, Population
+from ..units import si_range
 from .energy_report import ConnectionCost, EnergyReport, Latency, PopulationCost
 from .events import (
     Cost,
@@ -37,8 +37,8 @@ from .events import (
     update_cost,
 )
 from .layout import Layout, from_plan, one_core_each
+from .model import Range, Scenario
 from .operations import Counted, compare, sparsity
-from .units import si_range
 
 
 def energy(

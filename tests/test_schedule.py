@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from lapilli.arithmetic import neuron_step, synapse_sum
-from lapilli.deploy.lava.schedule import Schedule, make_schedule
+from lapilli.deploy.schedule import Schedule, make_schedule
 from lapilli.errors import UnsupportedError
 from lapilli.network import INPUT, Connection, Dense, Input, Network, Population
 from lapilli.recording import at_every_step

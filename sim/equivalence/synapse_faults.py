@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..network import Connection, Conv2d, Dense, IntArray, Scale, Shape, Synapse
+from ...network import Connection, Conv2d, Dense, IntArray, Scale, Shape, Synapse
 from .evidence import Evidence
 
 MAX_WEIGHTS = 4096  # candidates that are looked at; a neuron rarely hears more sources at one step

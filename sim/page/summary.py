@@ -1,7 +1,7 @@
 """Everything the HTML page of a run shows, as plain data that survives a trip through JSON.
 
-A pipeline fills a :class:`RunSummary` from the ``to_json()`` of its results; :func:`lapilli.sim.report.write_report`
-turns it into a page. Whatever is absent (None, empty) is left out of the page.
+A pipeline fills a :class:`RunSummary` from the ``to_json()`` of its results; :func:`lapilli.sim.write_report` turns it
+into a page. Whatever is absent (None, empty) is left out of the page.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FileFormatError
-from ..network import Network
+from ...errors import FileFormatError
+from ...network import Network
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RunSummary:
     spike_rates : mapping of str to float
         Spikes per neuron and step, by population.
     equivalence : mapping or None
-        ``Equivalence.to_json()`` of :mod:`lapilli.sim.equivalence`.
+        ``Equivalence.to_json()`` of :mod:`lapilli.sim.equivalence.comparison`.
     energy : list of mapping
         ``EnergyReport.to_json()``, one per chip; the first is the headline's.
     checks : mapping of str to list

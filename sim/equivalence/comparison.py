@@ -10,12 +10,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ExecutionError, UnsupportedError
-from ..network import IntArray, Network
-from ..recording import Executor, Recording, decide, scores
+from ...errors import ExecutionError, UnsupportedError
+from ...network import IntArray, Network
+from ...recording import Executor, Recording, decide, scores
+from ..executors import find
+from ..simulation import Progress, batches, count_samples, share_correct
 from .divergence import Divergence, differences, examine, first_place, flow
-from .executors import find
-from .simulation import Progress, batches, count_samples, share_correct
 
 Named: TypeAlias = str | tuple[str, Executor]
 

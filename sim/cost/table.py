@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .units import count, percent, si, si_range
+from ..units import count, percent, si, si_range
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from .cost_model import Range
     from .energy_report import EnergyReport
+    from .model import Range
 
 
 def render(report: EnergyReport) -> RenderableType:

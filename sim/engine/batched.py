@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from ..network import IntArray, Network, Population
-from ..recording import Recording, at_every_step
+from ...network import IntArray, Network, Population
+from ...recording import Recording, at_every_step
 from .neurons import State, Trace, run_neurons
 from .sums import LayerSums
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .cost_model import ZERO, Range, Scenario
+from .model import ZERO, Range, Scenario
 from .operations import Comparison, Sparsity
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class PopulationCost:
     updates : int
         Compartment updates: neurons x compartments x steps.
     must_be_active : float
-        Updates that are active beyond doubt (see :class:`~lapilli.sim.cost_model.Scenario`).
+        Updates that are active beyond doubt (see :class:`~lapilli.sim.cost.model.Scenario`).
     spikes, spike_rate : float
         Spikes, and spikes per neuron and step.
     messages, hops : float
@@ -211,7 +211,7 @@ class EnergyReport:
 
     def render(self) -> RenderableType:
         """Tables for the terminal (needs rich)."""
-        from .cost_table import render
+        from .table import render
 
         return render(self)
 

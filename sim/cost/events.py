@@ -1,4 +1,4 @@
-"""Events of a run on a chip, and what they cost by one published cost set: see :mod:`lapilli.sim.cost`."""
+"""Events of a run on a chip, and what they cost by one published cost set: see :mod:`lapilli.sim.cost.estimate`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..deploy.chip import EventCost
-from ..network import INPUT, Connection, Conv2d, Dense, Network, Population
-from .cost_model import Scenario, barrier_time, event
+from ...deploy.chip import EventCost
+from ...network import INPUT, Connection, Conv2d, Dense, Network, Population
+from .model import Scenario, barrier_time, event
 
 if TYPE_CHECKING:
     from .layout import Layout

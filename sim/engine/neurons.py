@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..arithmetic import neuron_step, saturate, wrap
-from ..network import DECAY_ONE, IntArray, Population, Shape
+from ...arithmetic import neuron_step, saturate, wrap
+from ...network import DECAY_ONE, IntArray, Population, Shape
 from .sums import FLOAT32_EXACT
 
 Array: TypeAlias = npt.NDArray[Any]

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ...errors import UnsupportedError
-from ...network import INPUT, Connection, Network
+from ..errors import UnsupportedError
+from ..network import INPUT, Connection, Network
 
 
 @dataclass(frozen=True)

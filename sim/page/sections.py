@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..units import count, percent, si
 from . import plots
+from .energy_section import band
 from .markup import Html, badge, figure, join, section, table, tag
-from .report_energy import band
 from .summary import RunSummary
-from .units import count, percent, si
 
 
 def subtitle(summary: RunSummary) -> Html:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ExecutionError
-from ..network import DECAY_ONE, INPUT, Connection, IntArray, Network
-from ..recording import Executor, Recording, at_every_step
+from ...errors import ExecutionError
+from ...network import DECAY_ONE, INPUT, Connection, IntArray, Network
+from ...recording import Executor, Recording, at_every_step
 from .evidence import Evidence, History
 from .neuron_faults import neuron_causes, overflow_note
 from .synapse_faults import synapse_causes

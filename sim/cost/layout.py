@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..network import Network
+from ...network import Network
 
 if TYPE_CHECKING:
-    from ..deploy.placement import Plan
+    from ...deploy.placement import Plan
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..arithmetic import fan_out
-from ..network import INPUT, Connection, IntArray, Network
+from ...arithmetic import fan_out
+from ...network import INPUT, Connection, IntArray, Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .units import axis_unit, count, percent
+from ..units import axis_unit, count, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

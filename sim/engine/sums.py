@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..arithmetic import synapse_sum
-from ..bounds import largest_sum
-from ..network import INPUT, Connection, Conv2d, Dense, Network, Population, Scale, Shape, Synapse
+from ...arithmetic import synapse_sum
+from ...bounds import largest_sum
+from ...network import INPUT, Connection, Conv2d, Dense, Network, Population, Scale, Shape, Synapse
 
 Array: TypeAlias = npt.NDArray[Any]
 Sums: TypeAlias = Callable[[Array], Array]  # [t, b, *source] to [t, b, *target]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..units import count, percent, si, si_range
 from . import plots
 from .markup import Html, figure, join, section, table, tag
 from .summary import RunSummary
-from .units import count, percent, si, si_range
 
 _COLUMNS = ("low", "typical", "high")
 

@@ -1,0 +1,1 @@
+"""Energy and latency from counted events and published constants."""

@@ -1,0 +1,1 @@
+"""Executors compared spike for spike, and the first divergence explained."""
