@@ -49,12 +49,12 @@ def test_every_bit_of_acyclic_networks_with_branches_and_delays(case, trace):
     st.sampled_from((1, 300, 1000, 5000)),
 )
 def test_blocks_of_any_size_give_the_same_bits(case, size):
-    whole = engine.BLOCK_BYTES
-    engine.BLOCK_BYTES = size
+    whole = batched.BLOCK_BYTES
+    batched.BLOCK_BYTES = size
     try:
         assert_same(*case)
     finally:
-        engine.BLOCK_BYTES = whole
+        batched.BLOCK_BYTES = whole
 
 
 def dense_network(population, weight, *, steps=6, low=0, high=1, exponent=0, connections=()):
