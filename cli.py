@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
-from functools import wraps
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,22 @@ import click
 from .errors import Error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .network import Network
     from .samples import Samples
+    from .sim import Run
 
 EXIT_FAILED = 1  # the check, or the proof, says no
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+DATA_HELP = """
+
+\b
+DATA is one of
+  digits      the test split of a data set by name (digits:train: the training split)
+  FILE.npz    arrays x [samples, ...] or [steps, samples, ...] and, for accuracy, y
+  FILE.npy    the array x alone
+"""
 
 
 class Commands(click.Group):
@@ -44,9 +51,7 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             if ctx.params.get("debug"):
                 raise
-            click.echo(
-                "lapilli: interrupted; what was finished is kept, train and run continue with --resume", err=True
-            )
+            click.echo("lapilli: interrupted; finished epochs are kept, train and run go on with --resume", err=True)
             ctx.exit(EXIT_INTERRUPTED)
 
 
@@ -54,7 +59,7 @@ class Commands(click.Group):
 @click.version_option(package_name="lapilli", message="lapilli %(version)s")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
 def main(debug: bool) -> None:
-    r"""Deploy spiking networks on neuromorphic chips.
+    """Deploy spiking networks on neuromorphic chips.
 
     What you train is what the chip runs, bit for bit, and you know what it costs before you own the chip.
 
@@ -63,166 +68,109 @@ def main(debug: bool) -> None:
     """
 
 
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--json``: one JSON document on standard output and nothing else."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")(command)
+def _comma_separated(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def chips_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--chip``: names or TOML files, separated by commas."""
-
-    def split(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    return click.option("--chip", "chips", default=default, show_default=True, metavar="CHIP[,CHIP]", callback=split,
-                        help="Chip profiles: loihi1, loihi2, or a TOML file.")  # fmt: skip
-
-
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``DATA`` and how much of it."""
-    command = click.option("--samples", type=click.IntRange(min=1), help="Use the first N samples only.")(command)
-    return click.argument("data")(command)
-
-
-def emit(value: dict[str, Any], as_json: bool, show: Callable[[], Any]) -> None:
-    """Print ``value`` as JSON, or whatever ``show`` returns for people."""
-    if as_json:
-        click.echo(json.dumps(value, indent=2))
-        return
-    shown = show()
-    if shown is not None:
-        console().print(shown)
-
-
-def console(stderr: bool = False) -> Any:
-    """A rich console, 100 columns wide when nobody says otherwise."""
-    from rich.console import Console
-
-    chosen = Console(stderr=stderr, highlight=False)
-    return chosen if chosen.is_terminal else Console(stderr=stderr, highlight=False, width=110)
-
-
-@contextmanager
-def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's standard error, silence elsewhere; yields ``report(done, total)``."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def load_network(path: str) -> Network:
-    """The description in a file, whatever its format."""
-    from .export import load
-
-    return load(path)
-
-
-def load_samples(data: str, network: Network, samples: int | None) -> Samples:
-    """``DATA`` of a command as arrays that fit the network."""
-    from .samples import read_samples
-
-    return read_samples(data, network, samples)
-
-
-DATA_HELP = """
-    \b
-    DATA is one of
-      digits              the test split of a data set by name (digits:train for the training split)
-      FILE.npz            arrays x [samples, ...] (or [steps, samples, ...]) and, for accuracy, y [samples]
-      FILE.npy            the array x alone
-"""
-
-
-def with_data_help(command: Callable[..., Any]) -> Callable[..., Any]:
+def _with_data(command: click.Command) -> click.Command:
     """Append what ``DATA`` may be to a command's help."""
-
-    @wraps(command)
-    def same(*args: Any, **kwargs: Any) -> Any:
-        return command(*args, **kwargs)
-
-    same.__doc__ = (command.__doc__ or "") + DATA_HELP
-    return same
+    command.help = cleandoc(command.help or "") + DATA_HELP
+    return command
 
 
-@main.command()
-@click.argument("recipe")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where results go  [default: runs/RECIPE]"
-)
-@click.option(
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")
+network_argument = click.argument("network")
+data_argument = click.argument("data")
+samples_option = click.option("--samples", type=click.IntRange(min=1), help="Use the first N samples only.")
+overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key: --set network.neuron=lif"
 )
-@click.option("--resume", is_flag=True, help="Continue an interrupted run in the same folder.")
-@click.option("--against", help="Executors to compare, separated by commas  [default: the recipe's]")
+resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted training in the same folder.")
+out_option = click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.  [default: runs/RECIPE]"
+)
+
+
+def chip_option(default: str) -> Callable[[Any], Any]:
+    """``--chip``: names or TOML files, separated by commas."""
+    return click.option(
+        "--chip",
+        "chips",
+        default=default,
+        show_default=True,
+        metavar="CHIP[,CHIP]",
+        callback=_comma_separated,
+        help="Chip profiles: loihi1, loihi2, or a TOML file.",
+    )
+
+
+@main.command(short_help="Train, export, verify on Lava, cost: a whole recipe.")
+@click.argument("recipe")
+@out_option
+@overrides_option
+@resume_option
+@click.option("--against", callback=_comma_separated, help="Executors to compare.  [default: the recipe's]")
 @json_option
 def run(
-    recipe: str, out: Path | None, overrides: tuple[str, ...], resume: bool, against: str | None, as_json: bool
+    recipe: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    against: tuple[str, ...] | None,
+    as_json: bool,
 ) -> None:
-    r"""Run a whole RECIPE: train, export, check, simulate, run on Lava, verify, energy, report.
+    """Run a whole RECIPE: train, export, check, simulate, run on Lava, verify, energy, report.
+
+    Exit code 1 if any spike of any executor differs.
 
     \b
     Example:  lapilli run digits --out runs/digits
               lapilli run digits --set network.neuron=lif --set network.reset=zero
     """
-    from .pipeline import Narrator, run_recipe
+    from .pipeline import run_recipe
     from .recipe import load_recipe
+    from .terminal import Narrator, console
 
     loaded = load_recipe(recipe, overrides)
-    executors = _names(against) if against is not None else None
-    result = run_recipe(
-        loaded,
-        out or Path("runs") / loaded.name,
-        resume=resume,
-        executors=executors,
-        narrator=Narrator(console(stderr=True)),
-    )
-    emit(result.summary, as_json, lambda: None)
-    if not result.spikes_equal:
+    narrator = Narrator(console(stderr=True))
+    finished = run_recipe(loaded, _folder(out, loaded.name), resume=resume, executors=against, narrator=narrator)
+    if as_json:
+        _print_json(finished.summary)
+    if not finished.spikes_equal:
         sys.exit(EXIT_FAILED)
 
 
-@main.command()
+@main.command(short_help="Train a recipe: float, then bit-true.")
 @click.argument("recipe")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where checkpoints go  [default: runs/RECIPE]"
-)
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key: --set train.epochs=5"
-)
-@click.option("--resume", is_flag=True, help="Continue an interrupted training in the same folder.")
+@out_option
+@overrides_option
+@resume_option
 @json_option
 def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: bool, as_json: bool) -> None:
-    r"""Train a RECIPE: float, then bit-true; leaves float.safetensors and checkpoint.safetensors.
+    """Train a RECIPE: float, then bit-true; leaves float.safetensors and checkpoint.safetensors.
 
     \b
     Example:  lapilli train digits --out runs/digits
     """
-    from .pipeline import Narrator, train_recipe
+    from .pipeline import CHECKPOINT, train_recipe
     from .recipe import load_recipe
+    from .terminal import Narrator, console
 
     loaded = load_recipe(recipe, overrides)
-    folder = out or Path("runs") / loaded.name
-    result = train_recipe(loaded, folder, resume=resume, narrator=Narrator(console(stderr=True)))
-    emit(result.training_summary(), as_json, lambda: f"checkpoint: {folder / 'checkpoint.safetensors'}")
+    folder = _folder(out, loaded.name)
+    trained = train_recipe(loaded, folder, resume=resume, narrator=Narrator(console(stderr=True)))
+    _emit({"checkpoint": str(folder / CHECKPOINT), **trained.summary()}, as_json, lambda: f"{folder / CHECKPOINT}")
 
 
-@main.command()
+@main.command(short_help="Turn a checkpoint into a network file (ONNX).")
 @click.argument("checkpoint")
-@click.option(
-    "--out", "out", type=click.Path(dir_okay=False, path_type=Path), default="network.onnx", show_default=True
-)
-@click.option("--bits", type=click.IntRange(2, 8), help="Weight bits (float checkpoints)  [default: the recipe's]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="network.onnx", show_default=True)
+@click.option("--bits", type=click.IntRange(2, 8), help="Weight bits of a float checkpoint.  [default: the recipe's]")
 @json_option
 def export(checkpoint: str, out: Path, bits: int | None, as_json: bool) -> None:
-    r"""Export a CHECKPOINT to the network description (executable ONNX).
+    """Export a CHECKPOINT to the network description (executable ONNX).
 
-    A bit-true checkpoint is exported exactly; a float one is folded and quantized after training.
+    A bit-true checkpoint is exported exactly; a float one is folded and quantized.
 
     \b
     Example:  lapilli export runs/digits/checkpoint.safetensors --out network.onnx
@@ -233,166 +181,152 @@ def export(checkpoint: str, out: Path, bits: int | None, as_json: bool) -> None:
     network = export_checkpoint(checkpoint, bits=bits)
     save(network, out)
     summary = summarize(network)
-    emit({"file": str(out), **summary.to_json()}, as_json, lambda: render(summary))
-    if not as_json:
-        click.echo(f"wrote {out}")
+    _emit({"file": str(out), **summary.to_json()}, as_json, lambda: render(summary))
+    click.echo(f"wrote {out}", err=True)
 
 
-@main.command()
-@click.argument("network")
+@main.command(short_help="Show layers, shapes, bits, bounds of a network.")
+@network_argument
 @json_option
 def inspect(network: str, as_json: bool) -> None:
-    r"""Show what a NETWORK file holds: layers, shapes, bits, parameters, bounds.
+    """Show what a NETWORK file holds: layers, shapes, bits, parameters, bounds.
 
     \b
     Example:  lapilli inspect network.onnx
     """
     from .export import render, summarize
 
-    summary = summarize(load_network(network))
-    emit(summary.to_json(), as_json, lambda: render(summary))
+    summary = summarize(_network(network))
+    _emit(summary.to_json(), as_json, lambda: render(summary))
 
 
-@main.command()
-@click.argument("network")
-@chips_option("loihi1,loihi2")
+@main.command(short_help="Check a network against the design rules of chips.")
+@network_argument
+@chip_option("loihi1,loihi2")
 @json_option
 def check(network: str, chips: tuple[str, ...], as_json: bool) -> None:
-    r"""Check a NETWORK against the design rules of chips; exit code 1 on violations.
+    """Check a NETWORK against the design rules of chips; exit code 1 on violations.
 
     \b
     Example:  lapilli check network.onnx --chip loihi2
     """
-    from .pipeline import check_chips, render_checks
+    from .pipeline import check_chips
+    from .terminal import checks_table
 
-    found = check_chips(load_network(network), chips)
-    emit(
-        {name: [v.to_json() for v in violations] for name, violations in found.items()},
-        as_json,
-        lambda: render_checks(found),
-    )
+    found = check_chips(_network(network), chips)
+    document = {chip: [v.to_json() for v in violations] for chip, violations in found.items()}
+    _emit(document, as_json, lambda: checks_table(found))
     if any(v.severity == "error" for violations in found.values() for v in violations):
         sys.exit(EXIT_FAILED)
 
 
-@main.command()
-@click.argument("network")
-@chips_option("loihi2")
+@main.command(short_help="Place a network on cores; with --run, execute it on Lava.")
+@network_argument
+@chip_option("loihi2")
 @click.option("--run", "data", metavar="DATA", help="Also run DATA on Lava and report accuracy.")
-@click.option("--samples", type=click.IntRange(min=1), help="With --run: the first N samples only.")
+@samples_option
 @json_option
 def deploy(network: str, chips: tuple[str, ...], data: str | None, samples: int | None, as_json: bool) -> None:
-    r"""Partition a NETWORK and place it on the cores of chips; with --run, execute it on Lava.
+    """Partition a NETWORK and place it on the cores of chips; with --run, execute it on Lava.
 
     \b
     Example:  lapilli deploy network.onnx --chip loihi1
               lapilli deploy network.onnx --run digits --samples 32
     """
     from .deploy import plan
-    from .sim import simulate
+    from .terminal import run_table
 
-    net = load_network(network)
+    net = _network(network)
     plans = {chip: plan(net, chip) for chip in chips}
     document: dict[str, Any] = {chip: made.to_json() for chip, made in plans.items()}
-    on_lava = None
+    shown: list[Any] = list(plans.values())
     if data is not None:
-        wanted = load_samples(data, net, samples)
-        with progress_bar("Lava") as report:
-            on_lava = simulate(net, wanted.x, engine="lava", progress=report)
-        document["lava"] = _result(on_lava, wanted)
-
-    def show() -> Any:
-        from rich.console import Group
-
-        lines = [made.render() for made in plans.values()]
-        if on_lava is not None:
-            lines.append(_result_line(document["lava"]))
-        return Group(*lines)
-
-    emit(document, as_json, show)
+        wanted = _samples(data, net, samples)
+        done = _simulate(net, wanted, "lava")
+        document["lava"] = _result(done, wanted)
+        shown.append(run_table(done, document["lava"]["accuracy"]))
+    _emit(document, as_json, lambda: _group(shown))
 
 
-@main.command(name="sim")
-@click.argument("network")
-@data_options
+@_with_data
+@main.command(name="sim", short_help="Simulate: accuracy, spike rates, synaptic operations.")
+@network_argument
+@data_argument
+@samples_option
 @click.option("--engine", default="fast", show_default=True, help="fast, reference, onnxruntime, torch or lava.")
 @json_option
-@with_data_help
 def simulate_command(network: str, data: str, samples: int | None, engine: str, as_json: bool) -> None:
-    r"""Simulate a NETWORK on DATA: accuracy, spike rates, synaptic operations, overflows.
+    """Simulate a NETWORK on DATA: accuracy, spike rates, synaptic operations, overflows.
 
     \b
     Example:  lapilli sim network.onnx digits
     """
-    from .pipeline import render_run
-    from .sim import simulate
+    from .terminal import run_table
 
-    net = load_network(network)
-    wanted = load_samples(data, net, samples)
-    with progress_bar("simulating") as report:
-        done = simulate(net, wanted.x, engine=engine, progress=report)
+    net = _network(network)
+    wanted = _samples(data, net, samples)
+    done = _simulate(net, wanted, engine)
     document = _result(done, wanted)
-    emit(document, as_json, lambda: render_run(net, done, document))
+    _emit(document, as_json, lambda: run_table(done, document["accuracy"]))
 
 
-@main.command()
-@click.argument("network")
-@data_options
+@_with_data
+@main.command(short_help="Prove that executors emit the same spikes.")
+@network_argument
+@data_argument
+@samples_option
 @click.option(
-    "--against", default="fast,torch,onnxruntime,lava", show_default=True, help="Executors, separated by commas."
+    "--against",
+    default="fast,torch,onnxruntime,lava",
+    show_default=True,
+    callback=_comma_separated,
+    help="Executors to compare with the reference.",
 )
 @json_option
-@with_data_help
-def verify(network: str, data: str, samples: int | None, against: str, as_json: bool) -> None:
-    r"""Prove that executors emit the same spikes for a NETWORK on DATA; exit code 1 if they differ.
+def verify(network: str, data: str, samples: int | None, against: tuple[str, ...], as_json: bool) -> None:
+    """Prove that executors emit the same spikes for a NETWORK on DATA; exit code 1 if they differ.
 
     \b
     Example:  lapilli verify network.onnx digits --against onnxruntime,lava
     """
     from .sim import verify as prove
+    from .terminal import progress_bar
 
-    net = load_network(network)
-    wanted = load_samples(data, net, samples)
+    net = _network(network)
+    wanted = _samples(data, net, samples)
     with progress_bar("verifying") as report:
-        proof = prove(net, wanted.x, against=_names(against), y=wanted.y, progress=report)
-    emit(proof.to_json(), as_json, lambda: str(proof))
+        proof = prove(net, wanted.x, against=against, y=wanted.y, progress=report)
+    _emit(proof.to_json(), as_json, lambda: str(proof))
     if not proof.equal:
         sys.exit(EXIT_FAILED)
 
 
-@main.command()
-@click.argument("network")
-@data_options
-@chips_option("loihi1")
+@_with_data
+@main.command(short_help="Estimate energy and latency, with sources.")
+@network_argument
+@data_argument
+@samples_option
+@chip_option("loihi1")
 @json_option
-@with_data_help
 def energy(network: str, data: str, samples: int | None, chips: tuple[str, ...], as_json: bool) -> None:
-    r"""Estimate energy and latency per inference of a NETWORK on DATA, low to high, with sources.
+    """Estimate energy and latency per inference of a NETWORK on DATA, low to high, with sources.
 
     \b
     Example:  lapilli energy network.onnx digits --chip loihi1,loihi2
     """
     from .sim import energy as estimate
-    from .sim import simulate
 
-    net = load_network(network)
-    wanted = load_samples(data, net, samples)
-    with progress_bar("simulating") as report:
-        done = simulate(net, wanted.x, progress=report)
-    reports = {chip: estimate(net, done, chip=chip) for chip in chips}
-
-    def show() -> Any:
-        from rich.console import Group
-
-        return Group(*(made.render() for made in reports.values()))
-
-    emit({chip: made.to_json() for chip, made in reports.items()}, as_json, show)
+    net = _network(network)
+    done = _simulate(net, _samples(data, net, samples), "fast")
+    costs = {chip: estimate(net, done, chip=chip) for chip in chips}
+    document = {chip: cost.to_json() for chip, cost in costs.items()}
+    _emit(document, as_json, lambda: _group([cost.render() for cost in costs.values()]))
 
 
-@main.command()
+@main.command(short_help="Write the HTML page of a finished run again.")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 def report(run_dir: Path) -> None:
-    r"""Write the HTML page of a finished run again, from what is in RUN_DIR.
+    """Write the HTML page of a finished run again, from what is in RUN_DIR.
 
     \b
     Example:  lapilli report runs/digits
@@ -402,15 +336,51 @@ def report(run_dir: Path) -> None:
     click.echo(rewrite_report(run_dir))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _folder(out: Path | None, name: str) -> Path:
+    return out if out is not None else Path("runs") / name
 
 
-def _result(done: Any, wanted: Samples) -> dict[str, Any]:
+def _network(path: str) -> Network:
+    from .export import load
+
+    return load(path)
+
+
+def _samples(data: str, network: Network, limit: int | None) -> Samples:
+    from .samples import read_samples
+
+    return read_samples(data, network, limit)
+
+
+def _simulate(network: Network, wanted: Samples, engine: str) -> Run:
+    from .sim import simulate
+    from .terminal import progress_bar
+
+    with progress_bar(f"simulating ({engine})") as report:
+        return simulate(network, wanted.x, engine=engine, progress=report)
+
+
+def _result(done: Run, wanted: Samples) -> dict[str, Any]:
     accuracy = done.accuracy(wanted.y) if wanted.y is not None and done.predictions is not None else None
     return {"data": wanted.name, "accuracy": accuracy, **done.to_json()}
 
 
-def _result_line(document: dict[str, Any]) -> str:
-    accuracy = document["accuracy"]
-    return f"Lava: {document['n_samples']} samples" + (f", accuracy {accuracy:.2%}" if accuracy is not None else "")
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _emit(document: dict[str, Any], as_json: bool, show: Callable[[], Any]) -> None:
+    """Print ``document`` as JSON, or what ``show`` makes of it for people."""
+    if as_json:
+        _print_json(document)
+        return
+    from .terminal import console
+
+    shown = show()
+    console().print(shown, markup=False, soft_wrap=isinstance(shown, str))
+
+
+def _group(renderables: list[Any]) -> Any:
+    from rich.console import Group
+
+    return Group(*renderables)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import distributions
 from pathlib import Path
@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .errors import FileFormatError, RecipeError
+from .errors import FileFormatError, RecipeError, UnsupportedError
 from .network import IntArray, Network
 from .recipe import Recipe
 from .recording import Executor, Recording, decide
+from .terminal import Narrator
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from .deploy import Violation
+    from .deploy import Plan, Violation
     from .sim import EnergyReport, Equivalence, Run
     from .sim.page.summary import RunSummary
-    from .sim.page.summary import Stage as StageRecord
     from .train.bit_true import BitTrueNetwork
     from .train.checkpoint import Epoch
     from .train.data import DataSet
@@ -44,50 +44,6 @@ REPORT = "report.html"
 REPORT_DATA = "report.json"
 SUMMARY = "summary.json"
 SHOWN_SAMPLES = 12  # images on the page
-
-
-# ---------------------------------------------------------------------------------------------- telling the user
-
-
-@dataclass
-class Narrator:
-    """Tells what is going on, a line per stage, and remembers it for the report."""
-
-    console: Any = None
-    stages: list[StageRecord] = field(default_factory=list)
-
-    def say(self, text: str, style: str | None = None) -> None:
-        """One line."""
-        if self.console is not None:
-            self.console.print(text, style=style, markup=False)
-
-    def show(self, renderable: Any) -> None:
-        """A table."""
-        if self.console is not None:
-            self.console.print(renderable)
-
-    @contextmanager
-    def stage(self, name: str, *, spinner: bool = True) -> Iterator[Outcome]:
-        """Time a stage; the body fills in its accuracy and note. No spinner where the stage has a bar of its own."""
-        from .sim.page.summary import Stage
-
-        outcome = Outcome()
-        start = time.perf_counter()
-        alive = spinner and self.console is not None and self.console.is_terminal
-        with self.console.status(f"{name} ...") if alive else nullcontext():
-            yield outcome
-        seconds = time.perf_counter() - start
-        self.stages.append(Stage(name, outcome.accuracy, round(seconds, 3), outcome.note))
-        accuracy = f"{outcome.accuracy:8.2%}" if outcome.accuracy is not None else " " * 8
-        self.say(f"{name:<20}{accuracy}  {seconds:6.1f} s  {outcome.note}".rstrip())
-
-
-@dataclass
-class Outcome:
-    """What a stage reports."""
-
-    accuracy: float | None = None
-    note: str = ""
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -102,10 +58,10 @@ class Trained:
     bit_true: BitTrueNetwork
     quantized: Network  # after training, before fine-tuning
     network: Network  # what is deployed
-    history: list[Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]]
     accuracy: dict[str, float]  # by stage
 
-    def training_summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For ``lapilli train --json``."""
         return {"recipe": self.recipe.name, "accuracy": self.accuracy, "digest": self.network.digest()}
 
@@ -302,7 +258,7 @@ def run_recipe(
 
     for cost in costs.values():
         narrator.show(cost.render())
-    narrator.show(proof.render() if hasattr(proof, "render") else str(proof))
+    narrator.say(str(proof))
     narrator.say(f"report: {folder / REPORT}", style="bold")
     return Finished(summary, proof.equal)
 
@@ -337,10 +293,15 @@ def rewrite_report(folder: Path) -> Path:
     return write_report(folder / REPORT, RunSummary.from_json(document))
 
 
-def _plans(network: Network, chips: Sequence[str]) -> dict[str, Any]:
+def _plans(network: Network, chips: Sequence[str]) -> dict[str, Plan]:
+    """Placements by chip; a chip that the network does not fit has none (its check says why)."""
     from .deploy import plan
 
-    return {chip: plan(network, chip) for chip in chips}
+    plans = {}
+    for chip in chips:
+        with suppress(UnsupportedError):
+            plans[chip] = plan(network, chip)
+    return plans
 
 
 def _trained_module(trained: Trained) -> Executor:
@@ -424,7 +385,7 @@ def _page_data(
     proof: Equivalence,
     costs: Mapping[str, EnergyReport],
     checks: Mapping[str, Sequence[Violation]],
-    plans: Mapping[str, Any],
+    plans: Mapping[str, Plan],
     narrator: Narrator,
 ) -> RunSummary:
     """Everything that the page shows, as JSON values."""

@@ -23,7 +23,7 @@ from .train.config import BitTrueConfig, DataConfig, NetworkConfig, TrainConfig
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 _FOLDER = files(f"{__name__.rpartition('.')[0]}.recipes")
 
@@ -49,9 +49,9 @@ class Recipe(BaseModel):
     data: DataConfig
     network: NetworkConfig
     train: TrainConfig
-    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
-    bit_true: BitTrueConfig = Field(default_factory=BitTrueConfig)
-    deploy: DeployConfig = Field(default_factory=lambda: DeployConfig())
+    quantize: QuantizeConfig = Field(default_factory=lambda: QuantizeConfig.model_validate({}))
+    bit_true: BitTrueConfig = Field(default_factory=lambda: BitTrueConfig.model_validate({}))
+    deploy: DeployConfig = Field(default_factory=lambda: DeployConfig.model_validate({}))
 
 
 def shipped() -> dict[str, str]:

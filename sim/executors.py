@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
 from ..errors import MissingDependencyError, UnsupportedError
 from ..recording import Executor
@@ -16,6 +17,8 @@ _PLACES = {
     "onnx-reference": ".export.onnx_executors:onnx_reference_executor",
     "lava": ".deploy.lava.executor:lava_executor",
 }
+# Packages that an executor imports only once it runs; their absence is better known before hours of training.
+_NEEDS = {"lava": "lava"}
 _PACKAGE = __name__.partition(".")[0]
 
 LAVA_REMEDY = (
@@ -46,6 +49,8 @@ def find(name: str) -> Executor:
     """
     if name not in _PLACES:
         raise UnsupportedError(f"there is no executor {name!r}; lapilli has {', '.join(_PLACES)}")
+    if name in _NEEDS and find_spec(_NEEDS[name]) is None:
+        raise _missing(name, _NEEDS[name])
     module, _, function = _PLACES[name].partition(":")
     try:
         return getattr(import_module(module, _PACKAGE), function)
@@ -53,7 +58,9 @@ def find(name: str) -> Executor:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", _PACKAGE):
             raise
-        remedy = _REMEDIES.get(missing, f"pip install {missing}")
-        raise MissingDependencyError(
-            f"executor {name!r} needs the package {missing!r}, which is not installed; {remedy}"
-        ) from None
+        raise _missing(name, missing) from None
+
+
+def _missing(name: str, package: str) -> MissingDependencyError:
+    remedy = _REMEDIES.get(package, f"pip install {package}")
+    return MissingDependencyError(f"executor {name!r} needs the package {package!r}, which is not installed; {remedy}")

@@ -109,7 +109,7 @@ def test_check_exits_1_on_violations(file, network, tmp_path):
     code, out, _ = call("check", str(tmp_path / "off.onnx"), "--chip", "loihi2", "--json")
     assert code == 1
     violations = json.loads(out)["loihi2"]
-    assert any("conv1" in v["place"] for v in violations if v["severity"] == "error")
+    assert any("conv1" in v["where"] for v in violations if v["severity"] == "error")
 
 
 def test_deploy_and_energy(file):
@@ -119,8 +119,8 @@ def test_deploy_and_energy(file):
     code, out, _ = call("energy", file, "digits", "--samples", "10", "--chip", "loihi1,loihi2", "--json")
     assert code == 0
     document = json.loads(out)
-    assert document["loihi1"]["total"] is not None
-    assert document["loihi2"]["total"] is None, "no energies of Loihi 2 are published"
+    assert document["loihi1"]["energy"] is not None
+    assert document["loihi2"]["energy"] is None, "no energies of Loihi 2 are published"
     for command in (("deploy", file), ("energy", file, "digits", "--samples", "10")):
         assert call(*command)[0] == 0
 

@@ -193,17 +193,3 @@ def test_wrong_number_of_frames_is_refused():
     network = dense_network(Population(name="p", shape=(1,)), [[1]])
     with pytest.raises(DescriptionError, match="runs 6 steps"):
         fast(network, np.ones((5, 1, 1), np.int64))
-
-
-def test_membrane_readout_of_a_spiking_population_is_recorded():
-    network = dense_network(Population(name="p", shape=(1,), threshold=100, reset_amount=50), [[1]])
-    network = Network(
-        name="m",
-        steps=3,
-        input=network.input,
-        populations=network.populations,
-        connections=network.connections,
-        readout=Readout(population="p", kind="membrane"),
-    )
-    got = fast(network, np.ones((1, 1), np.int64))
-    np.testing.assert_array_equal(got.v_final["p"], [[92]])  # 64, 128 - 50 = 78, 142 - 50 = 92

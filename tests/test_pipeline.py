@@ -91,9 +91,9 @@ def test_the_page_can_be_written_again(finished):
 def test_summary_has_energy_ranges_with_sources_and_times(finished):
     _, done = finished
     assert done.summary["seconds"]["total"] > 0
-    energy = done.summary["energy"]["loihi1"]["total"]
+    energy = done.summary["energy"]["loihi1"]["energy"]
     assert 0 < energy["low"] <= energy["typical"] <= energy["high"]
-    assert done.summary["energy"]["loihi2"]["total"] is None
+    assert done.summary["energy"]["loihi2"]["energy"] is None
     assert {"lapilli", "torch", "onnxruntime", "python"} <= set(done.summary["versions"])
 
 

@@ -1,0 +1,121 @@
+"""What people see on a terminal: stages as they finish, progress bars, tables. Nothing is computed here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from .deploy import Violation
+    from .sim import Run
+    from .sim.page.summary import Stage
+
+PIPE_WIDTH = 120  # columns where the output is not a terminal
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console; wide enough for our tables where the output is a file or a pipe."""
+    from rich.console import Console
+
+    chosen = Console(stderr=stderr, highlight=False)
+    return chosen if chosen.is_terminal else Console(stderr=stderr, highlight=False, width=PIPE_WIDTH)
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's standard error, silence elsewhere; yields ``report(done, total)``."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@dataclass
+class Outcome:
+    """What a stage reports."""
+
+    accuracy: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Narrator:
+    """Tells what a pipeline does, a line per stage, and remembers it for the report; silent without a console."""
+
+    console: Console | None = None
+    stages: list[Stage] = field(default_factory=list)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """One line."""
+        if self.console is not None:
+            self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def show(self, renderable: RenderableType) -> None:
+        """A table."""
+        if self.console is not None:
+            self.console.print(renderable)
+
+    @contextmanager
+    def stage(self, name: str, *, spinner: bool = True) -> Iterator[Outcome]:
+        """Time a stage; the body fills in its accuracy and note. No spinner where the stage has a bar of its own."""
+        from .sim.page.summary import Stage
+
+        outcome = Outcome()
+        start = time.perf_counter()
+        alive = self.console if spinner and self.console is not None and self.console.is_terminal else None
+        with alive.status(f"{name} ...") if alive is not None else nullcontext():
+            yield outcome
+        seconds = time.perf_counter() - start
+        self.stages.append(Stage(name, outcome.accuracy, round(seconds, 3), outcome.note))
+        accuracy = f"{outcome.accuracy:8.2%}" if outcome.accuracy is not None else " " * 8
+        self.say(f"{name:<20}{accuracy}  {seconds:6.1f} s  {outcome.note}".rstrip())
+
+
+def checks_table(found: Mapping[str, Sequence[Violation]]) -> RenderableType:
+    """Design rule violations by chip."""
+    from rich.console import Group
+    from rich.table import Table
+
+    parts: list[RenderableType] = []
+    for chip, violations in found.items():
+        errors = sum(v.severity == "error" for v in violations)
+        notes = len(violations) - errors
+        parts.append(f"{chip}: {f'{errors} violations' if errors else 'fits'}, {notes} notes")
+        if violations:
+            table = Table("", "where", "rule", "what", show_lines=True)
+            for v in violations:
+                table.add_row(v.severity, v.where, v.rule, v.message, style="red" if v.severity == "error" else None)
+            parts.append(table)
+    return Group(*parts)
+
+
+def run_table(run: Run, accuracy: float | None) -> RenderableType:
+    """What a simulation counted."""
+    from rich.console import Group
+    from rich.table import Table
+
+    n = run.n_samples
+    layers = Table("population", "neurons", "spikes/sample", "rate per step", title=f"{run.network.name}: {n} samples")
+    connections = Table("connection", "synaptic operations/sample")
+    for column in (*layers.columns[1:], *connections.columns[1:]):
+        column.justify = "right"
+    for p in run.network.populations:
+        if p.spikes:
+            layers.add_row(p.name, f"{p.size:,}", f"{run.spike_totals[p.name] / n:,.1f}", f"{run.rates[p.name]:.2%}")
+    for name, operations in run.synop_totals.items():
+        connections.add_row(name, f"{operations / n:,.1f}")
+    lines = [f"{n / run.seconds:,.0f} samples/s on {run.engine}; {run.overflow_text}"]
+    if accuracy is not None:
+        lines.insert(0, f"accuracy {accuracy:.2%}")
+    return Group(layers, connections, *lines)
