@@ -86,6 +86,7 @@ overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key: --set network.neuron=lif"
 )
 resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted training in the same folder.")
+device_option = click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
 out_option = click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.  [default: runs/RECIPE]"
 )
@@ -109,6 +110,7 @@ def chip_option(default: str) -> Callable[[Any], Any]:
 @out_option
 @overrides_option
 @resume_option
+@device_option
 @click.option("--against", callback=_comma_separated, help="Executors to compare.  [default: the recipe's]")
 @json_option
 def run(
@@ -116,6 +118,7 @@ def run(
     out: Path | None,
     overrides: tuple[str, ...],
     resume: bool,
+    device: str,
     against: tuple[str, ...] | None,
     as_json: bool,
 ) -> None:
@@ -133,7 +136,8 @@ def run(
 
     loaded = load_recipe(recipe, overrides)
     narrator = Narrator(console(stderr=True))
-    finished = run_recipe(loaded, _folder(out, loaded.name), resume=resume, executors=against, narrator=narrator)
+    folder = _folder(out, loaded.name)
+    finished = run_recipe(loaded, folder, resume=resume, executors=against, narrator=narrator, device=device)
     if as_json:
         _print_json(finished.summary)
     if not finished.spikes_equal:
@@ -145,8 +149,9 @@ def run(
 @out_option
 @overrides_option
 @resume_option
+@device_option
 @json_option
-def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: bool, as_json: bool) -> None:
+def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: bool, device: str, as_json: bool) -> None:
     """Train a RECIPE: float, then bit-true; leaves float.safetensors and checkpoint.safetensors.
 
     \b
@@ -158,7 +163,8 @@ def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: boo
 
     loaded = load_recipe(recipe, overrides)
     folder = _folder(out, loaded.name)
-    trained = train_recipe(loaded, folder, resume=resume, narrator=Narrator(console(stderr=True)))
+    narrator = Narrator(console(stderr=True))
+    trained = train_recipe(loaded, folder, resume=resume, narrator=narrator, device=device)
     _emit({"checkpoint": str(folder / CHECKPOINT), **trained.summary()}, as_json, lambda: f"{folder / CHECKPOINT}")
 
 

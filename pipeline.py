@@ -66,10 +66,11 @@ class Trained:
         return {"recipe": self.recipe.name, "accuracy": self.accuracy, "digest": self.network.digest()}
 
 
-def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrator) -> Trained:
+def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrator, device: str = "cpu") -> Trained:
     """Train a recipe: float DSR, folding, quantization, bit-true fine-tuning.
 
-    Leaves ``float.safetensors`` and ``checkpoint.safetensors`` in ``folder``; ``resume`` continues from them.
+    Leaves ``float.safetensors`` and ``checkpoint.safetensors`` in ``folder``; ``resume`` continues from them. Training
+    runs on ``device``; the integers it ends with mean the same everywhere.
 
     Raises
     ------
@@ -84,13 +85,14 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
     from .train.model import build
 
     data = load(recipe.data)
+    _check_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {"recipe": recipe.model_dump(mode="json")}
     augment = AUGMENTATIONS[recipe.data.augment]
     accuracy: dict[str, float] = {}
 
     with narrator.stage("float training", spinner=False) as stage:
-        model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
+        model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed).to(device)
         float_history = fit(
             model, data.train, recipe.train, test=data.test, checkpoint=folder / FLOAT_CHECKPOINT, resume=resume,
             recipe=stored["recipe"], stage="float", augment=augment,
@@ -99,18 +101,18 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
         stage.note = f"{recipe.train.epochs} epochs, {_describe(recipe)}"
 
     with narrator.stage("fold and quantize") as stage:
-        folded = lower(model.double(), name=recipe.name, labels=data.labels)
+        folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels)
         made = quantize_with_latent(folded, recipe.quantize, calibration=data.train.x)
         accuracy["quantized"] = stage.accuracy = evaluate(BitTrueNetwork(made.network, made.latent), data.test)
         stage.note = f"exact folding, then {_bits(made.network)}-bit weights, no further training"
 
     with narrator.stage("bit-true training", spinner=False) as stage:
-        bit_true = BitTrueNetwork(made.network, made.latent)
+        bit_true = BitTrueNetwork(made.network, made.latent).to(device)
         bit_true_history = fit(
             bit_true, data.train, recipe.bit_true, test=data.test, checkpoint=folder / CHECKPOINT, resume=resume,
             recipe=stored["recipe"], stage="bit-true", augment=augment,
         )  # fmt: skip
-        accuracy["bit-true"] = stage.accuracy = evaluate(bit_true, data.test)
+        accuracy["bit-true"] = stage.accuracy = evaluate(bit_true.cpu(), data.test)
         stage.note = f"{recipe.bit_true.epochs} epochs in the chip's integers"
 
     metadata = {
@@ -126,6 +128,16 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
         for epoch in past.epochs
     ]
     return Trained(recipe, data, bit_true, made.network, bit_true.to_network(metadata), history, accuracy)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", 1)[0].partition(". ")[0]
+        raise UnsupportedError(f"device {device!r} cannot be used here ({reason}); train on cpu") from None
 
 
 def _describe(recipe: Recipe) -> str:
@@ -189,7 +201,13 @@ class Finished:
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrator, executors: Sequence[str] | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool,
+    narrator: Narrator,
+    executors: Sequence[str] | None = None,
+    device: str = "cpu",
 ) -> Finished:
     """Run a recipe: train, export, check, simulate, verify (on Lava too), energy, report.
 
@@ -203,6 +221,8 @@ def run_recipe(
     narrator : Narrator
     executors : sequence of str, optional
         Compared with the reference; by default the recipe's.
+    device : str
+        For training, for example "cuda".
 
     Raises
     ------
@@ -217,7 +237,7 @@ def run_recipe(
     for name in named:
         find(name)
     started = time.perf_counter()
-    trained = train_recipe(recipe, folder, resume=resume, narrator=narrator)
+    trained = train_recipe(recipe, folder, resume=resume, narrator=narrator, device=device)
     x, y = trained.data.test.x, trained.data.test.y
 
     with narrator.stage("export") as stage:

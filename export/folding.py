@@ -10,13 +10,16 @@ and its neurons, which now send plain spikes 0/1, are those of :mod:`lapilli.net
 
     v = beta v + W' s + b'      fire where v >= threshold = alpha th      subtract reset_amount = th, or set to 0
 
-Average pooling has no neurons: it becomes part of the weights that follow it. :mod:`lapilli.export.lowering` reads
-all this from a torch network; nothing here knows torch.
+Average pooling has no neurons: it becomes part of the weights that follow it. Where a layer adds up several branches
+(residual blocks), each is scaled by the ``g`` that follows the sum and by the ``A`` of its own source, and one bias
+``b'`` holds for all; an identity branch has one weight for each channel. :mod:`lapilli.export.lowering` reads all this
+from a torch network; nothing here knows torch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -24,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, UnsupportedError
-from ..network import Conv2d, Dense, Reset, Shape
+from ..network import INPUT, Conv2d, Dense, Reset, Scale, Shape, Synapse
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 Pair: TypeAlias = tuple[int, int]
@@ -32,18 +35,21 @@ Pair: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Pool:
-    """Average pooling without padding; rows and columns left over are dropped.
+    """Average pooling; rows and columns left over are dropped.
 
     Parameters
     ----------
     size, stride : (vertical, horizontal)
     divisor : int or None
         What the sum over a window is divided by; None: the size of the window.
+    padding : (vertical, horizontal)
+        Zeros on every side, which count in the mean.
     """
 
     size: Pair
     stride: Pair
     divisor: int | None = None
+    padding: Pair = (0, 0)
 
     @property
     def factor(self) -> float:
@@ -53,25 +59,62 @@ class Pool:
     def output_shape(self, source: Shape) -> Shape:
         """``(C, Y, X)`` after pooling."""
         c, *rest = source
-        y, x = ((n - p) // s + 1 for n, p, s in zip(rest, self.size, self.stride, strict=True))
+        geometry = zip(rest, self.size, self.stride, self.padding, strict=True)
+        y, x = ((n + 2 * z - p) // s + 1 for n, p, s, z in geometry)
         return (c, y, x)
+
+
+@dataclass(frozen=True)
+class AdaptivePool:
+    """Average pooling to a map of a given size (torch's ``AdaptiveAvgPool2d``); a smaller map is repeated.
+
+    Parameters
+    ----------
+    size : (vertical, horizontal)
+        Of the result.
+    """
+
+    size: Pair
+
+    def output_shape(self, source: Shape) -> Shape:
+        """``(C, Y, X)`` after pooling."""
+        return (source[0], *self.size)
+
+    def means(self, axis: int, length: int) -> FloatArray:
+        """Row ``i`` averages from ``floor(i n / m)`` up to ``ceil((i + 1) n / m)``: ``[m, n]`` for one axis."""
+        m = self.size[axis]
+        rows = np.zeros((m, length))
+        for i in range(m):
+            start, stop = i * length // m, -(-(i + 1) * length // m)
+            rows[i, start:stop] = 1.0 / (stop - start)
+        return rows
+
+    def plain(self, source: Shape) -> Pool | None:
+        """The same as a :class:`Pool`, where all windows are of one size and none overlap."""
+        if any(n % m for n, m in zip(source[1:], self.size, strict=True)):
+            return None
+        size = (source[1] // self.size[0], source[2] // self.size[1])
+        return Pool(size, size)
+
+
+AnyPool: TypeAlias = Pool | AdaptivePool
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """Real weights and a bias: a :class:`~lapilli.network.Dense` or :class:`~lapilli.network.Conv2d` before rounding.
+    """Real weights and a bias: one of the description's synapses before rounding.
 
     Parameters
     ----------
-    kind : {"dense", "conv2d"}
-    weight : float64 [N_out, N_in] or [C_out, C_in / groups, K_y, K_x]
+    kind : {"dense", "conv2d", "scale"}
+    weight : float64 [N_out, N_in], [C_out, C_in / groups, K_y, K_x] or, of a scale, [C]
     bias : float64 [N_out] or [C_out]
     stride, padding, dilation : (vertical, horizontal)
         As in ``Conv2d``.
     groups : int
     """
 
-    kind: Literal["dense", "conv2d"]
+    kind: Literal["dense", "conv2d", "scale"]
     weight: FloatArray
     bias: FloatArray
     stride: Pair = (1, 1)
@@ -79,10 +122,12 @@ class Affine:
     dilation: Pair = (1, 1)
     groups: int = 1
 
-    def synapse(self, integers: npt.NDArray[Any]) -> Dense | Conv2d:
+    def synapse(self, integers: npt.NDArray[Any]) -> Synapse:
         """The description's synapse of this geometry with these integer weights."""
         if self.kind == "dense":
             return Dense(integers)
+        if self.kind == "scale":
+            return Scale(integers)
         return Conv2d(integers, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
 
     def output_shape(self, source: Shape) -> Shape:
@@ -94,6 +139,8 @@ class Affine:
         """``W x`` without bias: ``[B, *source]`` to ``[B, *target]``."""
         if self.kind == "dense":
             return x.reshape(len(x), -1) @ self.weight.T
+        if self.kind == "scale":
+            return x * self.weight.reshape(-1, *[1] * (x.ndim - 2))
         (py, px), (sy, sx), (dy, dx) = self.padding, self.stride, self.dilation
         c_out, c_in, k_y, k_x = self.weight.shape
         _, y_out, x_out = self.output_shape(x.shape[1:])
@@ -115,17 +162,39 @@ def after_batch_norm(affine: Affine, gain: FloatArray, offset: FloatArray) -> Af
     return replace(affine, weight=affine.weight * per_output, bias=gain * affine.bias + offset)
 
 
+def identity(channels: int) -> Affine:
+    """What goes through as it is: a weight of 1 for each channel."""
+    return Affine("scale", np.ones(channels), np.zeros(channels))
+
+
+def pools_then_linear(pools: Sequence[AnyPool], affine: Affine, source: Shape) -> Affine:
+    """Poolings of any kind, flattening and a dense layer as one dense layer on the unpooled ``source (C, Y, X)``."""
+    shapes = [source]
+    for pool in pools:
+        shapes.append(pool.output_shape(shapes[-1]))
+    for pool, before in zip(reversed(pools), reversed(shapes[:-1]), strict=True):
+        if isinstance(pool, Pool):
+            affine = pool_then_linear(pool, affine, before)
+        else:
+            weight = affine.weight.reshape(-1, *pool.output_shape(before))
+            spread = np.einsum("ocyx,yv,xh->ocvh", weight, pool.means(0, before[1]), pool.means(1, before[2]))
+            affine = replace(affine, weight=spread.reshape(len(weight), -1))
+    return affine
+
+
 def pool_then_linear(pool: Pool, affine: Affine, source: Shape) -> Affine:
     """Average pooling, flattening and a dense layer as one dense layer on the unpooled ``source (C, Y, X)``."""
     c, y, x = pool.output_shape(source)
     pooled = affine.weight.reshape(-1, c, y, x)
-    spread = np.zeros((len(pooled), *source))
+    top, left = pool.padding
+    spread = np.zeros((len(pooled), c, source[1] + 2 * top, source[2] + 2 * left))
     for i in range(pool.size[0]):
         for j in range(pool.size[1]):
             rows = slice(i, i + (y - 1) * pool.stride[0] + 1, pool.stride[0])
             columns = slice(j, j + (x - 1) * pool.stride[1] + 1, pool.stride[1])
             spread[:, :, rows, columns] += pooled * pool.factor
-    return replace(affine, weight=spread.reshape(len(pooled), -1))
+    inside = spread[:, :, top : top + source[1], left : left + source[2]]
+    return replace(affine, weight=inside.reshape(len(pooled), -1))
 
 
 def pool_then_conv(pool: Pool, affine: Affine, source: Shape) -> tuple[Affine, Shape]:
@@ -145,7 +214,8 @@ def pool_then_conv(pool: Pool, affine: Affine, source: Shape) -> tuple[Affine, S
     Raises
     ------
     UnsupportedError
-        If windows overlap and the convolution is padded (padding zeros would have to cover real values).
+        If windows overlap, or pooling is padded, and the convolution is padded too (padding zeros would have to
+        cover real values).
     """
     pooled = pool.output_shape(source)
     k_y, k_x = affine.weight.shape[2:]
@@ -159,17 +229,19 @@ def pool_then_conv(pool: Pool, affine: Affine, source: Shape) -> tuple[Affine, S
     for axis in (0, 1):
         if affine.padding[axis] == 0:
             continue
-        if pool.size[axis] > pool.stride[axis]:
+        if pool.size[axis] > pool.stride[axis] or pool.padding[axis]:
             raise UnsupportedError(
-                f"average pooling with overlapping windows (size {pool.size}, stride {pool.stride}) before a padded "
-                "convolution is not one convolution; use stride = size, or a convolution without padding"
+                f"average pooling with overlapping or padded windows (size {pool.size}, stride {pool.stride}, padding "
+                f"{pool.padding}) before a padded convolution is not one convolution; use stride = size and padding "
+                "0, put neurons between, or use a convolution without padding"
             )
         needed[1 + axis] = min(source[1 + axis], pooled[1 + axis] * pool.stride[axis])
     merged = replace(
         affine,
         weight=weight * pool.factor,
         stride=_times(affine.stride, pool.stride),
-        padding=_times(affine.padding, pool.stride),
+        # One of the two is 0, see above.
+        padding=_plus(_times(affine.padding, pool.stride), pool.padding),
         dilation=(1, 1),
     )
     if merged.output_shape(tuple(needed)) != affine.output_shape(pooled):
@@ -180,11 +252,30 @@ def pool_then_conv(pool: Pool, affine: Affine, source: Shape) -> tuple[Affine, S
 def pool_alone(pool: Pool, channels: int) -> Affine:
     """Average pooling as a depthwise convolution, for neurons that follow it directly."""
     weight = np.full((channels, 1, *pool.size), pool.factor)
-    return Affine("conv2d", weight, np.zeros(channels), stride=pool.stride, groups=channels)
+    return Affine("conv2d", weight, np.zeros(channels), stride=pool.stride, padding=pool.padding, groups=channels)
 
 
 def _times(a: Pair, b: Pair) -> Pair:
     return (a[0] * b[0], a[1] * b[1])
+
+
+def _plus(a: Pair, b: Pair) -> Pair:
+    return (a[0] + b[0], a[1] + b[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """Weights from one source into a layer.
+
+    Parameters
+    ----------
+    source : str
+        Name of a layer, or "input".
+    affine : Affine
+    """
+
+    source: str
+    affine: Affine
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -195,9 +286,13 @@ class FoldedLayer:
     ----------
     name : str
     affine : Affine
-        ``W'`` and ``b'`` (module text).
+        ``W'`` and ``b'`` (module text) of the first branch, in most layers the only one.
     shape : tuple of int
         Of the population.
+    source : str
+        Where that branch comes from: the name of an earlier layer, or "input"; empty: from the layer before.
+    shortcuts : tuple of Branch
+        Further branches, all of which are added; the whole bias is that of ``affine``, theirs is not used.
     reset : {"subtract", "zero", "none"}
         "none": a readout accumulator.
     threshold : float
@@ -218,6 +313,8 @@ class FoldedLayer:
     reset_amount: float = 0.0
     beta: float = 1.0
     amplitude: float = 1.0
+    source: str = ""
+    shortcuts: tuple[Branch, ...] = ()
 
 
 def cropped(layer: FoldedLayer, shape: Shape) -> FoldedLayer:
@@ -225,18 +322,27 @@ def cropped(layer: FoldedLayer, shape: Shape) -> FoldedLayer:
 
     Zero taps at the kernel's end leave no room for them.
     """
-    weight = layer.affine.weight
+    dropped = (layer.shape[1] - shape[1], layer.shape[2] - shape[2])
+    shortcuts = tuple(replace(b, affine=_without_last(b.affine, dropped)) for b in layer.shortcuts)
+    return replace(layer, affine=_without_last(layer.affine, dropped), shortcuts=shortcuts, shape=shape)
+
+
+def _without_last(affine: Affine, dropped: Pair) -> Affine:
+    if affine.kind == "scale":
+        channels = len(affine.weight)
+        affine = replace(affine, kind="conv2d", weight=affine.weight.reshape(channels, 1, 1, 1), groups=channels)
+    weight = affine.weight
     extra = []
     for axis in (0, 1):
-        a = layer.affine
         # Materialize the dilation, so that taps can be added one by one.
-        spread = np.zeros([(n - 1) * a.dilation[axis] + 1 if i == 2 + axis else n for i, n in enumerate(weight.shape)])
-        spread[(slice(None),) * (2 + axis) + (slice(None, None, a.dilation[axis]),)] = weight
+        step = affine.dilation[axis]
+        spread = np.zeros([(n - 1) * step + 1 if i == 2 + axis else n for i, n in enumerate(weight.shape)])
+        spread[(slice(None),) * (2 + axis) + (slice(None, None, step),)] = weight
         weight = spread
         # Each output row takes one stride of room.
-        extra.append((layer.shape[1 + axis] - shape[1 + axis]) * a.stride[axis])
+        extra.append(dropped[axis] * affine.stride[axis])
     weight = np.pad(weight, ((0, 0), (0, 0), (0, extra[0]), (0, extra[1])))
-    return replace(layer, affine=replace(layer.affine, weight=weight, dilation=(1, 1)), shape=shape)
+    return replace(affine, weight=weight, dilation=(1, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,11 +364,12 @@ class FoldedRun:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Folded:
-    """A sequential network after folding: what the trained network does in eval mode, with spikes 0/1.
+    """A network after folding: what the trained network does in eval mode, with spikes 0/1.
 
     Parameters
     ----------
     layers : tuple of FoldedLayer
+        A layer comes after all its sources; the last one is read.
     steps : int
     input_shape : tuple of int
     name : str
@@ -280,6 +387,14 @@ class Folded:
     def readout(self) -> Literal["rate", "membrane"]:
         """Whether scores are rates of the last layer or its membrane."""
         return "membrane" if self.layers[-1].reset == "none" else "rate"
+
+    def branches(self, layer: FoldedLayer) -> tuple[Branch, ...]:
+        """All branches into a layer, the one with the bias first."""
+        source = layer.source
+        if not source:
+            i = self.layers.index(layer)
+            source = self.layers[i - 1].name if i else INPUT
+        return (Branch(source, layer.affine), *layer.shortcuts)
 
     def simulate(self, x: npt.ArrayLike) -> FoldedRun:
         """Run in float64, one step at a time.
@@ -301,23 +416,22 @@ class Folded:
             )
         if x.ndim == n + 2 and len(x) != self.steps:
             raise DataError(f"the network runs {self.steps} steps; the input has {len(x)} frames")
-        sent = list(x) if x.ndim == n + 2 else [x] * self.steps
+        sent = {INPUT: list(x) if x.ndim == n + 2 else [x] * self.steps}
         spikes: dict[str, npt.NDArray[np.uint8]] = {}
         v = np.zeros(0)
         for layer in self.layers:
             bias = layer.affine.bias.reshape(-1, *[1] * (len(layer.shape) - 1))
-            v = np.zeros((sent[0].shape[0], *layer.shape))
-            current, seen = v, None
+            branches = self.branches(layer)
+            v = np.zeros((sent[INPUT][0].shape[0], *layer.shape))
             fired: list[FloatArray] = []
-            for s in sent:
-                if s is not seen:  # direct coding repeats one and the same array
-                    current, seen = layer.affine(s) + bias, s
-                v = layer.beta * v + current
+            currents = [_currents(branch.affine, sent[branch.source]) for branch in branches]
+            for parts in zip(*currents, strict=True):
+                v = layer.beta * v + (sum(part.reshape(v.shape) for part in parts) + bias)
                 spike = v >= layer.threshold
                 if layer.reset != "none":
                     v = np.where(spike, 0.0, v) if layer.reset == "zero" else v - layer.reset_amount * spike
                 fired.append(spike.astype(np.float64))
-            sent = fired
+            sent[layer.name] = fired
             if layer.reset != "none":
                 spikes[layer.name] = np.stack(fired).astype(np.uint8)
         last = self.layers[-1]
@@ -328,3 +442,12 @@ class Folded:
         else:
             scores = last.amplitude * np.tensordot(weights / weights.sum(), spikes[last.name], 1)
         return FoldedRun(spikes, scores.reshape(len(scores), -1))
+
+
+def _currents(affine: Affine, frames: list[FloatArray]) -> Iterator[FloatArray]:
+    """``W x`` of each step; direct coding repeats one and the same array."""
+    current, seen = frames[0], None
+    for x in frames:
+        if x is not seen:
+            current, seen = affine(x), x
+        yield current

@@ -46,13 +46,47 @@ class ConvLayer(Section):
     groups: int = Field(1, ge=1, description="channel groups; divides input and output channels")
     bias: bool | None = Field(None, description="trained bias; default: only where there is no batch normalization")
     batch_norm: bool = Field(True, description="batch normalization between the weights and the neurons")
+    neurons: bool = Field(True, description="false where what follows, a block or neurons, begins with its own")
+
+
+class BlockLayer(Section):
+    """A pre-activation residual block of two 3x3 convolutions, as in DSR; its neurons come before each of them.
+
+    ``x = neurons(norm(input))``; ``conv(neurons(norm(conv(x)))) + shortcut(x)``: the shortcut carries spikes. It is
+    the identity, or a 1x1 convolution where the shape changes. What follows adds the next neurons.
+    """
+
+    type: Literal["block"] = "block"
+    channels: int = Field(ge=1, description="output channels")
+    stride: Size = Field((1, 1), description="of the first convolution and the shortcut: one number, or [y, x]")
+    bias: bool = Field(True, description="trained biases of the convolutions, the shortcut's too")
+    shortcut_norm: bool = Field(False, description="batch normalization after the shortcut's convolution")
+
+
+class NeuronLayer(Section):
+    """Batch normalization and a neuron layer without weights of their own: the end of a chain of blocks."""
+
+    type: Literal["neurons"] = "neurons"
+    batch_norm: bool = Field(True, description="batch normalization before the neurons")
 
 
 class PoolLayer(Section):
-    """Average pooling with stride equal to its size; it has no neurons and folds into the next weights."""
+    """Average pooling; without neurons it folds into the next weights."""
 
     type: Literal["pool"] = "pool"
-    size: Size = Field((2, 2), description="one number, or [y, x]; rows and columns left over are dropped")
+    size: Size | Literal["all"] = Field(
+        (2, 2), description='one number, or [y, x]; rows and columns left over are dropped; "all": the whole map'
+    )
+    stride: Size | None = Field(None, description="one number, or [y, x]; default: the size")
+    padding: Padding = Field((0, 0), description="rows and columns of zeros on every side, which count in the mean")
+    neurons: bool = Field(False, description="a neuron layer follows the pooling")
+
+
+class AdaptivePoolLayer(Section):
+    """Average pooling to a given size of map; a smaller map is repeated. Only right before the linear layers."""
+
+    type: Literal["adaptive_pool"] = "adaptive_pool"
+    size: Size = Field(description="of the resulting map: one number, or [y, x]")
 
 
 class DropoutLayer(Section):
@@ -71,9 +105,23 @@ class LinearLayer(Section):
     )
     bias: bool | None = Field(None, description="trained bias; default: only where there is no batch normalization")
     batch_norm: bool = Field(True, description="batch normalization between the weights and the neurons")
+    initial_std: float | None = Field(
+        None, gt=0, description="spread of the normal initial weights; default: torch's uniform ones"
+    )
 
 
-Layer: TypeAlias = Annotated[ConvLayer | PoolLayer | DropoutLayer | LinearLayer, Field(discriminator="type")]
+AnyLayer: TypeAlias = ConvLayer | BlockLayer | NeuronLayer | PoolLayer | AdaptivePoolLayer | DropoutLayer | LinearLayer
+Layer: TypeAlias = Annotated[AnyLayer, Field(discriminator="type")]
+Architecture: TypeAlias = Literal[
+    "preact-resnet18",
+    "preact-resnet34",
+    "preact-resnet20",
+    "preact-resnet32",
+    "preact-resnet44",
+    "preact-resnet56",
+    "preact-resnet110",
+    "vgg11",
+]
 
 
 def _by_neuron(what: str) -> Callable[[dict[str, Any]], float]:
@@ -91,7 +139,7 @@ def _gradient_scale(given: dict[str, Any]) -> float:
 
 
 class NetworkConfig(Section):
-    """A sequential spiking network; every conv and linear layer is followed by its neurons."""
+    """A spiking network: an architecture by name, or its layers one by one."""
 
     neuron: Literal["if", "lif"] = Field("if", description="integrate-and-fire, or leaky integrate-and-fire")
     steps: int = Field(10, ge=1, le=1024, description="time steps N of one inference")
@@ -126,23 +174,64 @@ class NetworkConfig(Section):
         ge=0,
         description="factor on the thresholds' gradients (default 1 for IF, dt for LIF, as in the official code)",
     )
-    layers: tuple[Layer, ...] = Field(min_length=1, description="conv, pool, dropout and linear layers, in order")
+    architecture: Architecture | None = Field(
+        None, description="a network by name, instead of layers; see lapilli.train.architectures"
+    )
+    width: int | None = Field(
+        None, ge=1, description="channels of the architecture's first stage; default: the published number"
+    )
+    stem: Literal["cifar", "imagenet"] = Field(
+        "cifar",
+        description="start of a preact-resnet18 or 34: one 3x3 convolution, or 7x7 with stride 2 and average pooling; "
+        "the imagenet networks also have no biases in their blocks and batch normalization on shortcuts",
+    )
+    layers: tuple[Layer, ...] = Field(
+        (), description="conv, block, neurons, pool, adaptive_pool, dropout and linear layers, in order"
+    )
 
     @model_validator(mode="after")
     def _layers_make_a_network(self) -> NetworkConfig:
-        if not isinstance(self.layers[-1], LinearLayer):
-            raise ValueError(f"layers: the last layer is {self.layers[-1].type!r}; it must be linear, for the classes")
-        seen_linear = False
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, LinearLayer):
-                seen_linear = True
-                if layer.features is None and i < len(self.layers) - 1:
-                    raise ValueError(f"layers.{i} (linear): features is missing; only the last layer may leave it out")
-            elif seen_linear and isinstance(layer, (ConvLayer, PoolLayer)):
-                raise ValueError(f"layers.{i} ({layer.type}): a {layer.type} layer cannot follow a linear one")
         if self.threshold_bound > self.threshold:
             raise ValueError(f"threshold: {self.threshold} is below threshold_bound {self.threshold_bound}")
+        if self.architecture is not None:
+            if self.layers:
+                raise ValueError(f"layers: architecture {self.architecture!r} has its own; give one of the two")
+            if self.stem != "cifar" and self.architecture not in ("preact-resnet18", "preact-resnet34"):
+                raise ValueError(f"stem: {self.architecture} has one stem only; leave it out")
+            return self
+        if self.width is not None or self.stem != "cifar":
+            raise ValueError("width and stem belong to an architecture; give network.architecture, or leave them out")
+        if not self.layers:
+            raise ValueError("layers: there is none; give layers, or an architecture by name")
+        _check_order(self.layers)
         return self
+
+
+def _check_order(layers: tuple[AnyLayer, ...]) -> None:
+    """Refuse layers that cannot follow each other, whatever their sizes.
+
+    Raises
+    ------
+    ValueError
+        The message names the layer.
+    """
+    if not isinstance(layers[-1], LinearLayer):
+        raise ValueError(f"layers: the last layer is {layers[-1].type!r}; it must be linear, for the classes")
+    seen_linear = False
+    silent: str | None = None  # the layer whose sums still need neurons
+    for i, layer in enumerate(layers):
+        where = f"layers.{i} ({layer.type})"
+        if isinstance(layer, LinearLayer):
+            seen_linear = True
+            if layer.features is None and i < len(layers) - 1:
+                raise ValueError(f"{where}: features is missing; only the last layer may leave it out")
+        elif seen_linear and not isinstance(layer, DropoutLayer):
+            raise ValueError(f"{where}: a {layer.type} layer cannot follow a linear one")
+        if silent is not None and not isinstance(layer, (BlockLayer, NeuronLayer)):
+            raise ValueError(f"{where}: follows {silent}, which has no neurons at its end; put a neurons layer between")
+        silent = (
+            where if isinstance(layer, BlockLayer) or (isinstance(layer, ConvLayer) and not layer.neurons) else None
+        )
 
 
 class DataConfig(Section):

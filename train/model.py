@@ -1,20 +1,24 @@
-"""Sequential spiking networks in torch, built from a recipe's ``[network]`` section."""
+"""Spiking networks in torch, built from a recipe's ``[network]`` section or from any module of our layers."""
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, RecipeError
-from .config import ConvLayer, DropoutLayer, LinearLayer, NetworkConfig, PoolLayer
-from .neurons import Accumulator, IFNeuron, LIFNeuron, Neuron, mean_over_steps
+from ..errors import DataError
+from .assembly import NEURON_SUFFIX, assemble
+from .config import NetworkConfig
+from .neurons import Accumulator, Neuron, mean_over_steps
 
-NEURON_SUFFIX = "_neuron"  # layer "conv1" has its weights in `conv1`, its neurons in `conv1_neuron`
+
+def population_name(path: str) -> str:
+    """Name of the population whose neurons are the module at this path: ``block1.in_neuron`` is ``block1_in``."""
+    name = path.removesuffix(NEURON_SUFFIX).replace(".", "_")
+    return name if name[:1].isalpha() else f"layer{name}"
 
 
 class SpikingSequential(nn.Module):
@@ -22,9 +26,11 @@ class SpikingSequential(nn.Module):
 
     Attributes
     ----------
-    layers : nn.Sequential
-        Conv2d, BatchNorm2d, BatchNorm1d, AvgPool2d, Dropout, Flatten, Linear and neurons, on ``[T*B, ...]``.
-        Batch normalization is the ordinary one, over time and batch together, as in DSR.
+    layers : nn.Module
+        In sequence Conv2d, BatchNorm2d, BatchNorm1d, AvgPool2d, Dropout, Flatten, Linear, residual blocks and
+        neurons, on ``[T*B, ...]``; or any module made of these and additions that ends in neurons, which are
+        registered in the order in which it calls them. Batch normalization is the ordinary one, over time and batch
+        together, as in DSR.
     input_shape : tuple of int
         Of one sample.
     steps : int
@@ -33,11 +39,11 @@ class SpikingSequential(nn.Module):
         "rate": (weighted) mean of what the last neurons send; "membrane": the last layer is an
         :class:`Accumulator`.
     population_names : tuple of str
-        Of every neuron layer in order, the accumulator too: ``conv1, conv2, fc1, ...``.
+        Of every neuron layer in order, the accumulator too: ``conv1, block1_in, block1_mid, fc1, ...``.
     """
 
     def __init__(
-        self, layers: nn.Sequential, input_shape: tuple[int, ...], steps: int, readout: Literal["rate", "membrane"]
+        self, layers: nn.Module, input_shape: tuple[int, ...], steps: int, readout: Literal["rate", "membrane"]
     ) -> None:
         super().__init__()
         self.layers = layers
@@ -49,8 +55,8 @@ class SpikingSequential(nn.Module):
     def neurons(self) -> dict[str, Neuron | Accumulator]:
         """Neuron layers by population name, in order."""
         return {
-            name.removesuffix(NEURON_SUFFIX): module
-            for name, module in self.layers.named_children()
+            population_name(path): module
+            for path, module in self.layers.named_modules()
             if isinstance(module, (Neuron, Accumulator))
         }
 
@@ -59,7 +65,8 @@ class SpikingSequential(nn.Module):
         """Names of the neuron layers, in order."""
         return tuple(self.neurons)
 
-    def _after_each_layer(self, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+    def _run(self, x: Tensor) -> Tensor:
+        """What the last layer gives for all steps: ``[T*B, ...]``, of an accumulator ``[B, ...]``."""
         axes = len(self.input_shape)
         if x.ndim not in (axes + 1, axes + 2) or tuple(x.shape[x.ndim - axes :]) != self.input_shape:
             raise DataError(
@@ -71,14 +78,14 @@ class SpikingSequential(nn.Module):
             if len(x) != self.steps:
                 raise DataError(f"the network runs {self.steps} steps; the input has {len(x)} frames")
             x = x.flatten(0, 1)
-        for layer in self.layers:
-            if constant and isinstance(layer, (Neuron, Accumulator)):
+        for layer in self.layers if isinstance(self.layers, nn.Sequential) else [self.layers]:
+            if constant and any(isinstance(module, (Neuron, Accumulator)) for module in layer.modules()):
                 # Direct coding shows the same input at every step, so the layers before the first neurons need
                 # to run only once; batch statistics are those of the repeated batch.
                 x = x.repeat(self.steps, *[1] * (x.ndim - 1))
                 constant = False
             x = layer(x)
-            yield layer, x
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores.
@@ -96,10 +103,9 @@ class SpikingSequential(nn.Module):
         DataError
             If the shape does not fit.
         """
-        layer, out = None, x
-        for layer, out in self._after_each_layer(x):  # noqa: B007
-            pass
-        return mean_over_steps(out, self.steps, layer.beta) if isinstance(layer, Neuron) else out
+        out = self._run(x)
+        last = next(reversed(self.neurons.values()), None)
+        return mean_over_steps(out, self.steps, last.beta) if isinstance(last, Neuron) else out
 
     @torch.no_grad()
     def record(self, x: Tensor) -> list[Tensor]:
@@ -108,16 +114,25 @@ class SpikingSequential(nn.Module):
         An accumulator at the end does not spike and has no entry, so the names are
         ``zip(model.population_names, spikes)``.
         """
+        spikes: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any, out: Tensor) -> None:
+                spikes[name] = (out > 0).to(torch.uint8).unflatten(0, (self.steps, -1))
+
+            return hook
+
+        spiking = {name: module for name, module in self.neurons.items() if isinstance(module, Neuron)}
         was_training = self.training
         self.eval()
         try:
-            return [
-                (out > 0).to(torch.uint8).unflatten(0, (self.steps, -1))
-                for layer, out in self._after_each_layer(x)
-                if isinstance(layer, Neuron)
-            ]
+            with ExitStack() as hooks:
+                for name, module in spiking.items():
+                    hooks.callback(module.register_forward_hook(keep(name)).remove)
+                self._run(x)
         finally:
             self.train(was_training)
+        return [spikes[name] for name in spiking]
 
     def spike_rates(self, x: Tensor) -> dict[str, float]:
         """Mean spikes per neuron and step of every spiking population for a batch, in eval mode."""
@@ -125,51 +140,6 @@ class SpikingSequential(nn.Module):
             name: spikes.float().mean().item()
             for name, spikes in zip(self.population_names, self.record(x), strict=False)
         }
-
-
-def _neuron(config: NetworkConfig) -> Neuron:
-    if config.neuron == "if":
-        return IFNeuron(
-            config.steps,
-            config.threshold,
-            config.alpha,
-            config.reset,
-            config.threshold_bound,
-            config.threshold_gradient_scale,
-        )
-    return LIFNeuron(
-        config.steps,
-        config.threshold,
-        config.alpha,
-        config.reset,
-        config.threshold_bound,
-        config.threshold_gradient_scale,
-        config.tau,
-        config.dt,
-    )
-
-
-def _pooled(where: str, layer: PoolLayer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    y, x = shape[1] // layer.size[0], shape[2] // layer.size[1]
-    if y < 1 or x < 1:
-        raise RecipeError(f"{where}: size {list(layer.size)} does not fit the {shape[1]}x{shape[2]} map that it gets")
-    return shape[0], y, x
-
-
-def _convolved(where: str, layer: ConvLayer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    for what, channels in (("input", shape[0]), ("output", layer.channels)):
-        if channels % layer.groups:
-            raise RecipeError(f"{where}: groups {layer.groups} does not divide its {channels} {what} channels")
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(shape[1:], layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
-    ]
-    if min(size) < 1:
-        raise RecipeError(
-            f"{where}: kernel {list(layer.kernel)} with padding {list(layer.padding)} does not fit the "
-            f"{shape[1]}x{shape[2]} map that it gets"
-        )
-    return layer.channels, size[0], size[1]
 
 
 def build(config: NetworkConfig, input_shape: tuple[int, ...], n_classes: int, *, seed: int = 0) -> SpikingSequential:
@@ -193,67 +163,5 @@ def build(config: NetworkConfig, input_shape: tuple[int, ...], n_classes: int, *
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _build(config, tuple(input_shape), n_classes)
-
-
-def _build(config: NetworkConfig, input_shape: tuple[int, ...], n_classes: int) -> SpikingSequential:
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    counts = {"conv": 0, "fc": 0, "pool": 0, "dropout": 0}
-    shape = input_shape
-
-    def name_for(kind: str) -> str:
-        counts[kind] += 1
-        return f"{kind}{counts[kind]}"
-
-    def add_neurons(name: str, *, last: bool) -> None:
-        neurons: nn.Module = _neuron(config)
-        if last and config.readout == "membrane":
-            neurons = Accumulator(config.steps, _neuron(config).beta)
-        modules[name + NEURON_SUFFIX] = neurons
-
-    for i, layer in enumerate(config.layers):
-        where = f"network.layers.{i} ({layer.type})"
-        if isinstance(layer, (ConvLayer, PoolLayer)) and len(shape) != 3:
-            raise RecipeError(f"{where}: needs an image of shape (channels, height, width), not {shape}")
-        match layer:
-            case ConvLayer():
-                name = name_for("conv")
-                out = _convolved(where, layer, shape)
-                bias = not layer.batch_norm if layer.bias is None else layer.bias
-                conv = nn.Conv2d(
-                    shape[0], out[0], layer.kernel, layer.stride, layer.padding, layer.dilation, layer.groups, bias
-                )
-                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-                if conv.bias is not None:
-                    nn.init.zeros_(conv.bias)
-                modules[name] = conv
-                if layer.batch_norm:
-                    modules[f"{name}_norm"] = nn.BatchNorm2d(out[0])
-                add_neurons(name, last=False)
-                shape = out
-            case PoolLayer():
-                shape = _pooled(where, layer, shape)
-                modules[name_for("pool")] = nn.AvgPool2d(layer.size)
-            case DropoutLayer():
-                modules[name_for("dropout")] = nn.Dropout(layer.p)
-            case LinearLayer():
-                last = i == len(config.layers) - 1
-                features = n_classes if layer.features is None else layer.features
-                if last and features != n_classes:
-                    raise RecipeError(
-                        f"{where}: features {features} is not the number of classes, {n_classes}; leave it out"
-                    )
-                if len(shape) > 1:
-                    modules["flatten"] = nn.Flatten()
-                name = name_for("fc")
-                linear = nn.Linear(
-                    math.prod(shape), features, bias=not layer.batch_norm if layer.bias is None else layer.bias
-                )
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
-                modules[name] = linear
-                if layer.batch_norm:
-                    modules[f"{name}_norm"] = nn.BatchNorm1d(features)
-                add_neurons(name, last=last)
-                shape = (features,)
-    return SpikingSequential(nn.Sequential(modules), input_shape, config.steps, config.readout)
+        layers = assemble(config, tuple(input_shape), n_classes)
+    return SpikingSequential(layers, tuple(input_shape), config.steps, config.readout)

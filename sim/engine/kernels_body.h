@@ -1,0 +1,187 @@
+/* Body of the kernels, included once per instruction set by kernels.c with
+ *   NAME(f)   the function's name for this set        TARGET    its compiler attribute
+ *   WIDTH     bytes of a vector                       COLUMNS   weights of a row that fit its registers
+ */
+
+typedef uint16_t NAME(Lanes) __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+
+/* Add up n rows of biased weights (weight + 128, a byte each): `out` int32 [columns], exact.
+ *
+ * A vector of bytes is read as 16-bit lanes, low byte + 256 high byte. `all` adds the lanes as they are, modulo 2^16;
+ * `high` adds the high bytes; both give back each byte's own sum, since no sum of CHUNK bytes reaches 2^16. That is
+ * three operations for WIDTH additions, and no widening. The packing puts weights 0..31 of a group into its low bytes
+ * and 32..63 into its high bytes.
+ */
+TARGET INLINE void NAME(add_rows)(const uint8_t *weight, const uint32_t *rows, int64_t n, const int vectors,
+                                  int32_t *out)
+{
+    enum { HALF = WIDTH / 2, PER_GROUP = LANES / WIDTH };
+    int64_t done = 0;
+    do {
+        int64_t end = n - done < CHUNK ? n : done + CHUNK;
+        NAME(Lanes) all[16], high[16];
+        for (int g = 0; g < vectors; g++) all[g] = high[g] = (NAME(Lanes)){0};
+        for (int64_t i = done; i < end; i++) {
+            const uint8_t *row = weight + rows[i];
+#pragma GCC unroll 16
+            for (int g = 0; g < vectors; g++) {
+                NAME(Lanes) bytes = *(const NAME(Lanes) *)(row + g * WIDTH);
+                all[g] += bytes;
+                high[g] += bytes >> 8;
+            }
+        }
+        int32_t bias = 128 * (int32_t)(end - done);
+#pragma GCC unroll 16
+        for (int g = 0; g < vectors; g++) {
+            uint16_t low[HALF], top[HALF];
+            NAME(Lanes) rest = all[g] - (high[g] << 8);
+            memcpy(low, &rest, WIDTH);
+            memcpy(top, &high[g], WIDTH);
+            int32_t *to = out + g / PER_GROUP * LANES + g % PER_GROUP * HALF;
+            if (done)
+                for (int i = 0; i < HALF; i++) to[i] += low[i] - bias, to[i + LANES / 2] += top[i] - bias;
+            else
+                for (int i = 0; i < HALF; i++) to[i] = low[i] - bias, to[i + LANES / 2] = top[i] - bias;
+        }
+        done = end;
+    } while (done < n);
+}
+
+/* The rows that arrive at one output pixel: one per event under one of the kernel's taps. */
+TARGET INLINE int64_t NAME(collect_rows)(const Sums *s, const int32_t *source, const uint16_t *lists,
+                                         const int32_t *counts, uint32_t *rows)
+{
+    const uint32_t channels = (uint32_t)s->channels, block = (uint32_t)s->block;
+    int64_t n = 0;
+    for (int64_t tap = 0; tap < s->taps; tap++) {
+        if (source[tap] < 0) continue; /* padding */
+        const uint16_t *list = lists + source[tap] * s->channels;
+        const int32_t count = counts[source[tap]];
+        const uint32_t base = (uint32_t)tap * channels;
+        for (int32_t i = 0; i < count; i += 16) /* whole sixteens: a length that varies costs a mispredicted branch */
+            for (int k = 0; k < 16; k++) rows[n + i + k] = (base + list[i + k]) * block;
+        n += count;
+    }
+    return n;
+}
+
+/* One image: event lists of all its pixels to the drive of `targets` neurons at every output pixel. */
+TARGET static void NAME(sum_image)(const Sums *s, const uint8_t *weight, int64_t targets, const uint16_t *lists,
+                                   const int32_t *counts, uint32_t *rows, int32_t *tile, int32_t *drive)
+{
+    const int64_t block = s->block;
+    for (int64_t first = 0; first < s->pixels_out; first += TILE) {
+        int64_t pixels = s->pixels_out - first < TILE ? s->pixels_out - first : TILE;
+        for (int64_t p = 0; p < pixels; p++) {
+            int64_t n = NAME(collect_rows)(s, s->source + (first + p) * s->taps, lists, counts, rows);
+            int32_t *out = tile + p * block;
+            for (int64_t column = 0; column < block; column += COLUMNS) {
+                int64_t left = block - column < COLUMNS ? block - column : COLUMNS;
+                const uint8_t *from = weight + column;
+                switch (left / LANES) {
+                case 1: NAME(add_rows)(from, rows, n, 1 * LANES / WIDTH, out + column); break;
+                case 2: NAME(add_rows)(from, rows, n, (COLUMNS < 128 ? COLUMNS : 128) / WIDTH, out + column); break;
+                case 4: NAME(add_rows)(from, rows, n, (COLUMNS < 256 ? COLUMNS : 256) / WIDTH, out + column); break;
+                default: NAME(add_rows)(from, rows, n, COLUMNS / WIDTH, out + column); break;
+                }
+            }
+        }
+        write_tile(tile, pixels, block, targets, drive + first, s->pixels_out, (int32_t)1 << s->shift, s->add);
+    }
+}
+
+/* All images of a block; 0 where memory ran out. */
+TARGET static int NAME(event_sums)(Sums *s)
+{
+    const int64_t images = s->steps * s->samples, size = s->pixels_in * s->channels, block = s->block;
+    int64_t together = LIST_BYTES / (2 * size + 4 * s->pixels_in);
+    together = together < 1 ? 1 : together > images ? images : together;
+    uint16_t *lists = malloc((size_t)(together * size + 16) * sizeof *lists); /* read in sixteens */
+    int32_t *counts = malloc((size_t)(together * s->pixels_in) * sizeof *counts);
+    uint32_t *rows = malloc((size_t)(s->taps * s->channels + 16) * sizeof *rows);
+    int32_t *tile = malloc((size_t)(TILE * block) * sizeof *tile);
+    const int done = lists && counts && rows && tile;
+    for (int64_t first = 0; done && first < images; first += together) {
+        int64_t here = images - first < together ? images - first : together;
+        for (int64_t i = 0; i < here; i++) {
+            const uint8_t *x = s->x + (first + i) / s->samples * s->x_step + (first + i) % s->samples * s->x_sample;
+            s->events += list_events(x, s->channels, s->pixels_in, lists + i * size, counts + i * s->pixels_in);
+        }
+        for (int64_t target = 0; target < s->targets; target += block) { /* weights of one block stay in the cache */
+            const uint8_t *weight = s->weight + target * s->taps * s->channels;
+            int64_t targets = s->targets - target < block ? s->targets - target : block;
+            for (int64_t i = 0; i < here; i++) {
+                int32_t *drive = s->drive + (first + i) / s->samples * s->drive_step
+                                 + (first + i) % s->samples * s->drive_sample + target * s->pixels_out;
+                NAME(sum_image)(s, weight, targets, lists + i * size, counts + i * s->pixels_in, rows, tile, drive);
+            }
+        }
+    }
+    free(lists);
+    free(counts);
+    free(rows);
+    free(tile);
+    return done;
+}
+
+/* trunc(x keep / 4096) for |x| < 2^30: |x| = 4096 high + low, and high keep needs no rounding. */
+TARGET INLINE int32_t NAME(decay)(int32_t x, int32_t keep)
+{
+    int32_t sign = x >> 31, size = (x ^ sign) - sign;
+    int32_t kept = (size >> 12) * keep + (((size & 4095) * keep) >> 12);
+    return (kept ^ sign) - sign;
+}
+
+enum { NAME(BLOCK) = 1024 }; /* neurons whose state stays in the first-level cache */
+
+TARGET INLINE void NAME(steps)(Neurons *a, int64_t sample, int64_t first, int64_t n, const int memory, const int leak)
+{
+    int32_t *restrict u = memory ? a->u + sample * a->neurons + first : NULL;
+    int32_t *restrict v = a->v + sample * a->neurons + first;
+    const int32_t *restrict bias = a->bias + first;
+    const int32_t keep_u = (int32_t)a->keep_u, keep_v = (int32_t)a->keep_v, threshold = (int32_t)a->threshold;
+    const int32_t zero = (int32_t)a->zero, amount = (int32_t)a->amount, limit = (int32_t)a->limit;
+    const uint32_t mask = 2 * (uint32_t)limit - 1;
+    const int32_t v_max = limit - 1;
+    uint8_t unused[NAME(BLOCK)];
+    for (int64_t t = 0; t < a->steps; t++) {
+        const int32_t *restrict drive = a->drive + t * a->drive_step + sample * a->drive_sample + first;
+        uint8_t *restrict spikes = a->spikes ? a->spikes + t * a->spikes_step + sample * a->spikes_sample + first : unused;
+        int32_t wraps = 0, saturations = 0;
+        for (int64_t i = 0; i < n; i++) {
+            int32_t exact_u = drive[i] + (memory ? NAME(decay)(u[i], keep_u) : 0);
+            int32_t new_u = limit - (int32_t)(((uint32_t)limit - (uint32_t)exact_u) & mask);
+            wraps += new_u != exact_u;
+            if (memory) u[i] = new_u;
+            int32_t exact_v = (leak ? NAME(decay)(v[i], keep_v) : v[i]) + new_u + bias[i];
+            int32_t new_v = exact_v > v_max ? v_max : exact_v;
+            new_v = new_v < -v_max ? -v_max : new_v;
+            saturations += new_v != exact_v;
+            int32_t fired = -(new_v > threshold);
+            spikes[i] = (uint8_t)(fired & 1);
+            v[i] = new_v - (fired & ((new_v & zero) | amount));
+        }
+        a->wraps += wraps;
+        a->saturations += saturations;
+        if (memory && a->v_trace) {
+            int64_t at = t * a->trace_step + sample * a->trace_sample + first;
+            for (int64_t i = 0; i < n; i++) {
+                a->current_trace[at + i] = drive[i];
+                a->u_trace[at + i] = u[i];
+                a->v_trace[at + i] = v[i];
+            }
+        }
+    }
+}
+
+TARGET static void NAME(neuron_steps)(Neurons *a)
+{
+    for (int64_t sample = 0; sample < a->samples; sample++)
+        for (int64_t first = 0; first < a->neurons; first += NAME(BLOCK)) {
+            int64_t n = a->neurons - first < NAME(BLOCK) ? a->neurons - first : NAME(BLOCK);
+            if (a->u && a->keep_v != 4096) NAME(steps)(a, sample, first, n, 1, 1);
+            else if (a->u) NAME(steps)(a, sample, first, n, 1, 0);
+            else if (a->keep_v != 4096) NAME(steps)(a, sample, first, n, 0, 1);
+            else NAME(steps)(a, sample, first, n, 0, 0);
+        }
+}
