@@ -15,11 +15,11 @@ rng = np.random.default_rng(7)
 
 def layer(name: str, neurons: int) -> lapilli.Population:
     # Thresholds and biases are in state units: 64 of them (2^6) make one weight unit, as on Loihi.
-    return lapilli.Population(name=name, shape=(neurons,), threshold=64 * 120, reset="zero", du=1024, dv=256)
+    return lapilli.Population(name=name, shape=(neurons,), threshold=64 * 500, reset="zero", du=1024, dv=256)
 
 
 def dense(source: str, target: str, n_in: int, n_out: int) -> lapilli.Connection:
-    weight = rng.integers(-64, 100, (n_out, n_in))
+    weight = rng.integers(-60, 70, (n_out, n_in))
     return lapilli.Connection(source=source, target=target, synapse=lapilli.Dense(weight))
 
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     x = (rng.random((network.steps, 16, 50)) < 0.05).astype(np.uint8)  # [steps, samples, neurons]
     run = lapilli.simulate(network, x, record={"hidden": ("spikes", "v")})
     print("spikes of each output neuron, sample 0:", run.counts["output"][0])
-    print("synaptic operations per sample:", {name: ops.mean() for name, ops in run.synops.items()})
+    print("synaptic operations per sample:", {name: float(ops.mean()) for name, ops in run.synops.items()})
     print("first membrane values of hidden neuron 0:", run.v["hidden"][:5, 0, 0])
 
     equal = lapilli.verify(network, x, against=("fast", "onnxruntime", "torch"))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .onnx_graph import build_model as build_model
     from .quantization import QuantizeConfig as QuantizeConfig
     from .quantization import quantize as quantize
+    from .quantization import quantize_with_latent as quantize_with_latent
     from .summary import Summary as Summary
     from .summary import render as render
     from .summary import summarize as summarize
@@ -45,6 +46,7 @@ _WHERE = {  # public name: its module
     "onnx_reference_executor": "onnx_executors",
     "onnxruntime_executor": "onnx_executors",
     "quantize": "quantization",
+    "quantize_with_latent": "quantization",
     "render": "summary",
     "save_onnx": "onnx_file",
     "summarize": "summary",

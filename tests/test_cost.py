@@ -350,3 +350,16 @@ def test_ranges_and_axes_share_a_unit():
     assert count(48_000) == "48,000"
     assert count(3_400_000) == "3.40 M"
     assert percent(None) == "—"
+
+
+def test_a_report_prints_as_its_tables():
+    network = Network(
+        name="printed",
+        steps=2,
+        input=Input(shape=(2,)),
+        populations=[Population(name="a", shape=(2,), threshold=64, reset_amount=64)],
+        connections=[Connection(source="input", target="a", synapse=Dense([[1, 2], [3, 4]]))],
+    )
+    text = str(energy(network, simulate(network, np.ones((3, 2), np.int64))))
+    assert "printed on loihi1" in text
+    assert "synaptic ops" in text

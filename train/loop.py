@@ -91,6 +91,23 @@ def fit(
     ExecutionError
         If the loss stops being a finite number.
     """
+    with _threads(config.threads):
+        return _fit(model, train, config, test, checkpoint, resume, recipe or {}, stage, augment, on_epoch, progress)
+
+
+def _fit(
+    model: nn.Module,
+    train: Split,
+    config: TrainConfig,
+    test: Split | None,
+    checkpoint: str | Path | None,
+    resume: bool,
+    recipe: Mapping[str, Any],
+    stage: Stage,
+    augment: Augment | None,
+    on_epoch: Callable[[Epoch], None] | None,
+    progress: bool | None,
+) -> History:
     optimizer = _optimizer(model, config)
     history: list[Epoch] = []
     if resume and checkpoint is not None and Path(checkpoint).exists():
@@ -117,7 +134,7 @@ def fit(
                     epoch=epoch,
                     seed=config.seed,
                     train=config.model_dump(mode="json"),
-                    recipe=dict(recipe or {}),
+                    recipe=dict(recipe),
                     history=tuple(history),
                 )
                 save(checkpoint, Checkpoint(header, model.state_dict(), _optimizer_tensors(model, optimizer)))
@@ -254,6 +271,17 @@ def _restore(
         state.setdefault(names.index(parameter), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return list(found.header.history)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """Torch's CPU threads while training."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from .model import ZERO, Range, Scenario
@@ -214,6 +215,13 @@ class EnergyReport:
         from .table import render
 
         return render(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        with Console(width=110, file=StringIO()) as console, console.capture() as text:
+            console.print(self.render())
+        return text.get()
 
 
 @dataclass(frozen=True)
