@@ -1,20 +1,33 @@
 """From a trained torch network to a :class:`~lapilli.export.folding.Folded` one.
 
+torch.fx writes down which module feeds which. Between two layers of neurons everything is linear: a value on the way
+is a sum of *terms*, each the spikes of one source that went through pooling and weights, and one bias. Batch
+normalization scales all terms of a sum by its ``g``; neurons end a sum and make it a layer of the folded network.
+
 The only module of this room that knows torch.
 """
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
+import torch.fx
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
-from ..train.model import NEURON_SUFFIX, SpikingSequential
+from ..network import INPUT
+from ..train.model import SpikingSequential, population_name
 from ..train.neurons import Accumulator, LIFNeuron, Neuron
 from .folding import (
+    AdaptivePool,
     Affine,
+    AnyPool,
+    Branch,
     FloatArray,
     Folded,
     FoldedLayer,
@@ -22,9 +35,10 @@ from .folding import (
     Pool,
     after_batch_norm,
     cropped,
+    identity,
     pool_alone,
     pool_then_conv,
-    pool_then_linear,
+    pools_then_linear,
 )
 
 
@@ -59,12 +73,15 @@ def _linear(linear: nn.Linear) -> Affine:
 def _pool(where: str, pool: nn.AvgPool2d, source: tuple[int, ...]) -> Pool:
     size = _pair(pool.kernel_size)
     stride = size if pool.stride is None else _pair(pool.stride)
-    if _pair(pool.padding) != (0, 0):
-        raise UnsupportedError(f"{where}: average pooling with padding {pool.padding}; use padding 0")
-    left_over = any((n - p) % s for n, p, s in zip(source[1:], size, stride, strict=True))
+    padding = _pair(pool.padding)
+    if padding != (0, 0) and not pool.count_include_pad:
+        raise UnsupportedError(
+            f"{where}: padding {padding} that does not count gives windows of several sizes; use count_include_pad"
+        )
+    left_over = any((n + 2 * z - p) % s for n, p, s, z in zip(source[1:], size, stride, padding, strict=True))
     if pool.ceil_mode and left_over:
         raise UnsupportedError(f"{where}: ceil_mode gives windows of several sizes on {source}; use ceil_mode=False")
-    return Pool(size, stride, pool.divisor_override)
+    return Pool(size, stride, pool.divisor_override, padding)
 
 
 def _batch_norm(where: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[FloatArray, FloatArray]:
@@ -78,33 +95,221 @@ def _batch_norm(where: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Floa
     return gain, offset - gain * _array(norm.running_mean)
 
 
-@dataclass
-class _Pending:
-    """What was read since the last neurons."""
+@dataclass(frozen=True)
+class _Term:
+    """Spikes of one source on their way: pooled, then weighted."""
 
-    name: str = ""
-    affine: Affine | None = None
-    pool: Pool | None = None
+    source: str
+    pools: tuple[AnyPool, ...] = ()
+    affine: Affine | None = None  # without the source's amplitude; its bias is not used
 
-    def add_pool(self, where: str, module: nn.AvgPool2d, source: tuple[int, ...]) -> None:
-        if self.affine is not None:
+
+@dataclass(frozen=True)
+class _Value:
+    """A sum of terms and a bias ``[C]``, 0.0 where there is none yet."""
+
+    terms: tuple[_Term, ...]
+    bias: FloatArray | float = 0.0
+    flat: bool = False
+
+    @property
+    def weighted(self) -> bool:
+        return any(t.affine is not None for t in self.terms)
+
+
+class _Tracer(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (Neuron, Accumulator)) or super().is_leaf_module(m, module_qualified_name)
+
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+class _Lowering:
+    """Layers so far, by name and in order."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        self.layers: dict[str, FoldedLayer] = {}
+        self.input_shape = input_shape
+        self.cropped: set[str] = set()
+
+    def shape_of(self, source: str) -> tuple[int, ...]:
+        return self.input_shape if source == INPUT else self.layers[source].shape
+
+    def pooled_shape(self, term: _Term) -> tuple[int, ...]:
+        shape = self.shape_of(term.source)
+        for pool in term.pools:
+            shape = pool.output_shape(shape)
+        return shape
+
+    # What modules do to values
+
+    def module(self, where: str, path: str, module: nn.Module, value: _Value) -> _Value:
+        match module:
+            case nn.Dropout() | nn.Dropout2d() | nn.Identity():
+                return value
+            case nn.Flatten():
+                return self.flatten(where, (module.start_dim, module.end_dim), value)
+            case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
+                return self.pool(where, module, value)
+            case nn.Conv2d():
+                return self.weights(where, _convolution(where, module), value)
+            case nn.Linear():
+                if not value.flat and any(len(self.pooled_shape(t)) > 1 for t in value.terms):
+                    raise UnsupportedError(f"{where}: a linear layer on a map; put Flatten before it")
+                return self.weights(where, _linear(module), value)
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                return self.batch_norm(where, *_batch_norm(where, module), value)
+            case Neuron() | Accumulator():
+                return self.neurons(where, population_name(path), module, value)
+            case _:
+                raise UnsupportedError(
+                    f"{where}: cannot be folded; a network has Conv2d, Linear, BatchNorm1d/2d, AvgPool2d, "
+                    "AdaptiveAvgPool2d, Dropout, Flatten, additions and lapilli's neurons"
+                )
+
+    def flatten(self, where: str, axes: tuple[Any, ...], value: _Value) -> _Value:
+        if axes not in ((1,), (1, -1)):
+            raise UnsupportedError(f"{where}: flattens axes {axes}; only all but the first become one")
+        return replace(value, flat=True)
+
+    def pool(self, where: str, module: nn.AvgPool2d | nn.AdaptiveAvgPool2d, value: _Value) -> _Value:
+        if value.weighted:
             raise UnsupportedError(f"{where}: pooling between weights and neurons; put it after the neurons")
-        if self.pool is not None:
-            source = self.pool.output_shape(source)
-        pool = _pool(where, module, source)
-        if self.pool is not None:
-            first = self.pool
-            if first.size != first.stride or pool.size != pool.stride or first.divisor or pool.divisor:
-                raise UnsupportedError(f"{where}: two average poolings in a row; only plain ones (stride = size) merge")
-            # floor(floor(n / p) / q) = floor(n / (p q)), so two plain poolings are one, left-over rows included.
-            size = (first.size[0] * pool.size[0], first.size[1] * pool.size[1])
-            pool = Pool(size, size)
-        self.pool = pool
+        terms = []
+        for term in value.terms:
+            source = self.pooled_shape(term)
+            if len(source) != 3:
+                raise UnsupportedError(f"{where}: pooling of {source}; it needs an image (channels, height, width)")
+            if isinstance(module, nn.AvgPool2d):
+                pool: AnyPool = _pool(where, module, source)
+            else:
+                sizes = module.output_size
+                pair = sizes if isinstance(sizes, tuple) else (sizes, sizes)
+                adaptive = AdaptivePool((pair[0] or source[1], pair[1] or source[2]))
+                pool = adaptive.plain(source) or adaptive
+            terms.append(replace(term, pools=_merged(where, term.pools, pool)))
+        return replace(value, terms=tuple(terms))
 
-    def add_weights(self, where: str, name: str, affine: Affine) -> None:
-        if self.affine is not None:
-            raise UnsupportedError(f"{where}: weights follow weights without neurons between them")
-        self.name, self.affine = name, affine
+    def weights(self, where: str, affine: Affine, value: _Value) -> _Value:
+        if value.weighted:
+            scaled = all(t.affine is None or t.affine.kind == "scale" for t in value.terms)
+            what = "batch normalization" if scaled else "weights"
+            raise UnsupportedError(f"{where}: weights follow {what} without neurons between them")
+        return _Value(tuple(replace(t, affine=affine) for t in value.terms), affine.bias)
+
+    def batch_norm(self, where: str, gain: FloatArray, offset: FloatArray, value: _Value) -> _Value:
+        terms = []
+        for term in value.terms:
+            affine = term.affine
+            if affine is None:
+                channels, *rest = self.pooled_shape(term)
+                if value.flat and np.prod(rest) > 1:
+                    raise UnsupportedError(f"{where}: batch normalization of flattened maps; put it before Flatten")
+                affine = identity(channels)
+            terms.append(replace(term, affine=after_batch_norm(affine, gain, offset)))
+        return replace(value, terms=tuple(terms), bias=gain * value.bias + offset)
+
+    def neurons(self, where: str, name: str, module: Neuron | Accumulator, value: _Value) -> _Value:
+        """End a sum: its weights, pooling, amplitudes and ``k`` become the branches of a layer."""
+        if name in self.layers:
+            raise UnsupportedError(f"{where}: is used twice; give each use neurons of its own")
+        k = 1.0 if module.beta == 1.0 else 1.0 - module.beta
+        branches: list[Branch] = []
+        shapes = []
+        for term in value.terms:
+            affine = self.folded_pools(where, term)
+            shapes.append(affine.output_shape(self.shape_of(term.source)))
+            amplitude = 1.0 if term.source == INPUT else self.layers[term.source].amplitude
+            branches.append(Branch(term.source, replace(affine, weight=affine.weight * (k * amplitude))))
+        if len(set(shapes)) > 1:
+            raise UnsupportedError(f"{where}: adds values of shapes {' and '.join(map(str, shapes))}")
+        shape = shapes[0]
+        bias = np.broadcast_to(value.bias, (shape[0],)) * k
+        first = replace(branches[0].affine, bias=bias)
+        layer = replace(_neurons(name, first, shape, module), source=branches[0].source, shortcuts=tuple(branches[1:]))
+        self.layers[name] = layer
+        return _Value((_Term(name),), flat=value.flat)
+
+    def folded_pools(self, where: str, term: _Term) -> Affine:
+        """The weights of a term on its unpooled source."""
+        affine, pools, source = term.affine, term.pools, self.shape_of(term.source)
+        if affine is not None and affine.kind == "dense":
+            return pools_then_linear(pools, affine, source) if pools else affine
+        if not pools:
+            return identity(source[0]) if affine is None else affine
+        pool = pools[0]
+        if len(pools) > 1 or not isinstance(pool, Pool):
+            raise UnsupportedError(
+                f"{where}: such a chain of poolings ({', '.join(map(str, pools))}) is one connection only before a "
+                "linear layer; use one plain average pooling, or put neurons between"
+            )
+        if affine is None:
+            return pool_alone(pool, source[0])
+        if affine.kind == "scale":
+            alone = pool_alone(pool, source[0])
+            return replace(alone, weight=alone.weight * affine.weight.reshape(-1, 1, 1, 1))
+        affine, needed = pool_then_conv(pool, affine, source)
+        if needed != source:
+            if term.source == INPUT:
+                raise UnsupportedError(
+                    f"{where}: pooling {pool.size} drops rows or columns of the input {source} "
+                    f"before a padded convolution; crop the input to {needed}"
+                )
+            self.layers[term.source] = cropped(self.layers[term.source], needed)
+            self.cropped.add(term.source)
+        return affine
+
+    # The end
+
+    def finished(self, value: _Value, where: str) -> tuple[FoldedLayer, ...]:
+        layers = tuple(self.layers.values())
+        end = value.terms[0]
+        if len(value.terms) > 1 or end.affine is not None or end.pools or end.source == INPUT:
+            raise UnsupportedError(f"the network does not end in neurons but in {where}; end it in an Accumulator")
+        if layers[-1].name != end.source:
+            raise UnsupportedError(f"layer {layers[-1].name!r}: its neurons lead nowhere; remove them")
+        uses = Counter(b.source for layer in layers for b in (Branch(layer.source, layer.affine), *layer.shortcuts))
+        for layer in layers[:-1]:
+            if layer.reset == "none":
+                raise UnsupportedError(
+                    f"layer {layer.name!r}: an Accumulator does not spike and can only be the last layer"
+                )
+        for name in sorted(self.cropped):
+            if uses[name] > 1:
+                raise UnsupportedError(
+                    f"layer {name!r}: pooling drops its last rows or columns on one of {uses[name]} branches, which "
+                    "is not one connection; choose sizes that pooling divides"
+                )
+        return layers
+
+
+def _merged(where: str, before: tuple[AnyPool, ...], pool: AnyPool) -> tuple[AnyPool, ...]:
+    """Two plain poolings in a row as one."""
+    if isinstance(pool, Pool) and (pool.size, pool.stride, pool.factor) == ((1, 1), (1, 1), 1.0):
+        return before
+    if not before:
+        return (pool,)
+    first = before[-1]
+    if not isinstance(first, Pool) or not isinstance(pool, Pool):
+        return (*before, pool)
+    plain = all(p.size == p.stride and not p.divisor and p.padding == (0, 0) for p in (first, pool))
+    if not plain:
+        raise UnsupportedError(f"{where}: two average poolings in a row; only plain ones (stride = size) merge")
+    # floor(floor(n / p) / q) = floor(n / (p q)), so two plain poolings are one, left-over rows included.
+    size = (first.size[0] * pool.size[0], first.size[1] * pool.size[1])
+    return (*before[:-1], Pool(size, size))
+
+
+def _graph(module: nn.Module) -> torch.fx.Graph:
+    try:
+        return _Tracer().trace(module)
+    except Exception as error:  # whatever the module's own forward raises when it meets a placeholder
+        reason = str(error).split("\n", 1)[0]
+        raise UnsupportedError(
+            f"network of {type(module).__name__}: its forward pass cannot be followed ({reason}); it may call layers "
+            "and add their results, without looking at values"
+        ) from error
 
 
 def lower(model: SpikingSequential, *, name: str = "network", labels: tuple[str, ...] = ()) -> Folded:
@@ -127,65 +332,35 @@ def lower(model: SpikingSequential, *, name: str = "network", labels: tuple[str,
     UnsupportedError
         If a layer has no counterpart; the message names it.
     """
-    layers: list[FoldedLayer] = []
-    shape = tuple(model.input_shape)
-    amplitude, key = 1.0, ""
-    pending = _Pending()
-    for key, module in model.layers.named_children():
-        where = f"layer {key!r} ({type(module).__name__})"
-        match module:
-            case nn.Dropout() | nn.Flatten() | nn.Identity():
-                pass
-            case nn.AvgPool2d():
-                pending.add_pool(where, module, shape)
-            case nn.Conv2d():
-                pending.add_weights(where, key, _convolution(where, module))
-            case nn.Linear():
-                pending.add_weights(where, key, _linear(module))
-            case nn.BatchNorm1d() | nn.BatchNorm2d():
-                if pending.affine is None:
-                    raise UnsupportedError(f"{where}: batch normalization must follow weights")
-                pending.affine = after_batch_norm(pending.affine, *_batch_norm(where, module))
-            case Neuron() | Accumulator():
-                affine = pending.affine
-                if affine is None and pending.pool is None:
-                    raise UnsupportedError(f"{where}: neurons follow neurons without weights between them")
-                if affine is None:
-                    affine = pool_alone(pending.pool, shape[0])  # pyright: ignore[reportArgumentType]
-                elif pending.pool is not None and affine.kind == "dense":
-                    affine = pool_then_linear(pending.pool, affine, shape)
-                elif pending.pool is not None:
-                    affine, needed = pool_then_conv(pending.pool, affine, shape)
-                    if needed != shape:
-                        if not layers:
-                            raise UnsupportedError(
-                                f"{where}: pooling {pending.pool.size} drops rows or columns of the input {shape} "
-                                f"before a padded convolution; crop the input to {needed}"
-                            )
-                        layers[-1] = cropped(layers[-1], needed)
-                        shape = needed
-                shape = affine.output_shape(shape)
-                k = 1.0 if module.beta == 1.0 else 1.0 - module.beta
-                affine = replace(affine, weight=affine.weight * (k * amplitude), bias=affine.bias * k)
-                layer = _neurons(pending.name or key.removesuffix(NEURON_SUFFIX), affine, shape, module)
-                layers.append(layer)
-                amplitude = layer.amplitude
-                pending = _Pending()
-            case _:
-                raise UnsupportedError(
-                    f"{where}: cannot be folded; a network has Conv2d, Linear, BatchNorm1d/2d, AvgPool2d, "
-                    "Dropout, Flatten and lapilli's neurons"
-                )
-    if pending.affine is not None or pending.pool is not None or not layers:
-        raise UnsupportedError(f"the network does not end in neurons but in layer {key!r}; end it in an Accumulator")
-    for layer in layers[:-1]:
-        if layer.reset == "none":
-            raise UnsupportedError(
-                f"layer {layer.name!r}: an Accumulator does not spike and can only be the last layer"
-            )
-    return Folded(
-        layers=tuple(layers), steps=model.steps, input_shape=tuple(model.input_shape), name=name, labels=labels
-    )
+    modules = dict(model.layers.named_modules())
+    work = _Lowering(tuple(model.input_shape))
+    values: dict[torch.fx.Node, _Value] = {}
+    where, layers = "nothing", ()
+
+    def value_of(argument: Any) -> _Value:
+        if isinstance(argument, torch.fx.Node) and argument in values:
+            return values[argument]
+        raise UnsupportedError(f"{where}: works on {argument!r}, not on what a layer gives")
+
+    for node in _graph(model.layers).nodes:
+        if node.op == "placeholder":
+            values[node] = _Value((_Term(INPUT),))
+        elif node.op == "call_module":
+            path = str(node.target)
+            where = f"layer {path!r} ({type(modules[path]).__name__})"
+            values[node] = work.module(where, path, modules[path], value_of(node.args[0]))
+        elif node.op == "output":
+            layers = work.finished(value_of(node.args[0]), where)
+        else:
+            where = f"operation {node.name!r}"
+            if node.target in _ADDITIONS and not node.kwargs:
+                a, b = value_of(node.args[0]), value_of(node.args[1])
+                values[node] = _Value(a.terms + b.terms, a.bias + b.bias, a.flat or b.flat)
+            elif node.target in (torch.flatten, "flatten") and not node.kwargs:
+                values[node] = work.flatten(where, node.args[1:], value_of(node.args[0]))
+            else:
+                raise UnsupportedError(f"{where}: cannot be folded; use modules, additions and flatten(1)")
+    return Folded(layers=layers, steps=model.steps, input_shape=tuple(model.input_shape), name=name, labels=labels)
 
 
 def _neurons(name: str, affine: Affine, shape: tuple[int, ...], module: Neuron | Accumulator) -> FoldedLayer:

@@ -95,7 +95,7 @@ def message_bits(network: Network) -> int:
 
 def net_layers(network: Network) -> list[Layer]:
     """The layers that :func:`save_net` writes; raises :class:`UnsupportedError` as it does."""
-    chain = _chain(network)
+    chain = chain_of(network)
     layers = [Layer("input", {"shape": np.array(network.input.shape, np.int64)})]
     volume = len(network.input.shape) == 3
     for source, p in zip((INPUT, *(q.name for q in chain)), chain, strict=False):
@@ -130,14 +130,14 @@ def _beside(network: Network) -> dict[str, Any]:
             "zero": network.input.zero.tolist(),
             "message_bits": message_bits(network),
         },
-        "populations": [p.name for p in _chain(network)],
+        "populations": [p.name for p in chain_of(network)],
         "readout": structure["readout"],
         "labels": structure["labels"],
         "metadata": network.metadata,
     }
 
 
-def _chain(network: Network) -> list[Population]:
+def chain_of(network: Network) -> list[Population]:
     """Populations one after the other, from the input on."""
     chain: list[Population] = []
     source = INPUT

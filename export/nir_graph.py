@@ -175,32 +175,30 @@ def _write_out(tree: Mapping[str, Any], prefix: str, nodes: dict[str, Node], edg
 
 
 def _infer_shapes(graph: Graph) -> None:
+    """From the input on along the edges; afterwards every edge is checked."""
     lift = any(n.kind == "Conv1d" for n in graph.nodes.values())
-    waiting = dict.fromkeys(n for n in graph.nodes)
-    progress = True
-    while waiting and progress:
-        progress = False
-        for name in list(waiting):
-            shape = _shape(graph, graph.nodes[name], lift)
-            if shape is not None:
-                try:
-                    check_shape(graph.nodes[name].where, shape)
-                except DescriptionError as error:
-                    raise FileFormatError(str(error)) from None
-                if math.prod(shape) > MAX_NEURONS:
-                    raise FileFormatError(f"{graph.nodes[name].where}: shape {shape} is more than {MAX_NEURONS} values")
-                graph.shapes[name] = shape
-                del waiting[name]
-                progress = True
-    if waiting:
-        raise FileFormatError(
-            f"the shapes at NIR nodes {', '.join(list(waiting)[:4])} cannot be inferred; nothing with a known shape "
-            "leads there"
-        )
-    for name, node in graph.nodes.items():
-        for source in graph.sources(name):
-            if node.kind not in graph.operations and not node.kind == "Input":
-                _check_fits(graph, node, graph.shapes[source])
+    followers: dict[str, list[str]] = {}
+    for a, b in graph.edges:
+        followers.setdefault(a, []).append(b)
+    ready = [n.name for n in graph.nodes.values() if n.kind == "Input"]
+    for name in ready:  # grows while it is walked
+        node = graph.nodes[name]
+        if name in graph.shapes:
+            continue
+        graph.shapes[name] = shape = _shape(graph, node, lift)
+        try:
+            check_shape(node.where, shape)
+        except DescriptionError as error:
+            raise FileFormatError(str(error)) from None
+        if math.prod(shape) > MAX_NEURONS:
+            raise FileFormatError(f"{node.where}: shape {shape} is more than {MAX_NEURONS} values")
+        ready += followers.get(name, [])
+    lost = [name for name in graph.nodes if name not in graph.shapes]
+    if lost:
+        raise FileFormatError(f"no path leads from the Input to the NIR nodes {', '.join(lost[:4])}")
+    for a, b in graph.edges:
+        if graph.nodes[b].kind != "Input":
+            _check_fits(graph, graph.nodes[b], graph.shapes[a])
 
 
 def _check_fits(graph: Graph, node: Node, source: Shape) -> None:
@@ -215,34 +213,33 @@ def _check_fits(graph: Graph, node: Node, source: Shape) -> None:
         )
 
 
-def _shape(graph: Graph, node: Node, lift: bool) -> Shape | None:
-    """What the node sends; None while that is not known yet."""
+def _shape(graph: Graph, node: Node, lift: bool) -> Shape:
+    """What the node sends; at least one of its sources is known."""
     if node.kind == "Input":
         if node.values.get("shape") is None and "input_type" in node.values:
             raise FileFormatError(f"{node.where}: has no shape")
         given = tuple(int(d) for d in node.numbers("shape").reshape(-1))
         return (given[0], 1, given[1]) if lift and len(given) == 2 else given
-    known = [graph.shapes[s] for s in graph.sources(node.name) if s in graph.shapes]
-    if not known:
-        return None
+    source = next(graph.shapes[s] for s in graph.sources(node.name) if s in graph.shapes)
     if node.neuron or node.kind in _THROUGH or node.kind == "Through":
         if node.neuron:
-            node.parameters(known[0])
-        return known[0]
+            node.parameters(source)
+        return source
     if node.kind not in _OPERATIONS:
         raise UnsupportedError(
-            f"{node.where}: lapilli does not know this node; it reads {', '.join([*_PARAMETERS, *_OPERATIONS, *_THROUGH])}"
+            f"{node.where}: lapilli does not know this node; "
+            f"it reads {', '.join([*_PARAMETERS, *_OPERATIONS, *_THROUGH])}"
         )
     try:
-        operation = _OPERATIONS[node.kind](node, known[0])
-        shape = operation.output_shape(known[0])
+        operation = _OPERATIONS[node.kind](node, source)
+        shape = operation.output_shape(source)
     except DescriptionError as error:
         raise FileFormatError(f"{node.where}: {error}") from None
     graph.operations[node.name] = operation
     return shape
 
 
-def _dense(node: Node, source: Shape) -> Operation:
+def _dense(node: Node, source: Shape) -> Operation:  # noqa: ARG001
     weight = node.numbers("weight")
     if weight.ndim != 2:
         raise FileFormatError(f"{node.where}: weight has shape {weight.shape}; give [outputs, inputs]")
@@ -285,8 +282,8 @@ def _padding(node: Node, kernel: Shape, stride: Shape, dilation: Shape) -> tuple
     total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if given != "same" or any(s != 1 for s in stride) or any(t % 2 for t in total):
         raise UnsupportedError(
-            f"{node.where}: padding {given!r} with kernel {tuple(kernel)} and stride {tuple(stride)} is not the same on "
-            "both sides; give numbers"
+            f"{node.where}: padding {given!r} with kernel {tuple(kernel)}, stride {tuple(stride)} is not the same "
+            "on both sides; give numbers"
         )
     return tuple(t // 2 for t in total)
 

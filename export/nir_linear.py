@@ -125,18 +125,29 @@ class RealSynapse:
             return Dense(weight)
         return Conv2d(weight, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
 
-    def affine(self) -> Affine:
-        """The same as folding's class, for a dense synapse or a convolution."""
-        kind = "dense" if self.kind == "dense" else "conv2d"
-        return Affine(
-            kind, self.weight, np.zeros(len(self.weight)), self.stride, self.padding, self.dilation, self.groups
-        )
-
     def __call__(self, x: FloatArray, target: Shape) -> FloatArray:
         """``W x``: ``[B, *source]`` to ``[B, *target]``."""
         if self.kind == "scale":
             return x * _per_channel(self.weight, x.ndim - 1)
-        return self.affine()(x).reshape(len(x), *target)
+        if self.kind == "dense":
+            return (x.reshape(len(x), -1) @ self.weight.T).reshape(len(x), *target)
+        return self._convolved(x, target)
+
+    def _convolved(self, x: FloatArray, target: Shape) -> FloatArray:
+        """Windows as rows of a matrix, so that the product is one of matrices (a float run has hundreds of steps)."""
+        (py, px), (sy, sx), (dy, dx) = self.padding, self.stride, self.dilation
+        c_out, c_in, k_y, k_x = self.weight.shape
+        padded = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
+        spans = ((k_y - 1) * dy + 1, (k_x - 1) * dx + 1)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))[:, :, ::sy, ::sx, ::dy, ::dx]
+        total = np.empty((len(x), *target))
+        per_group = c_out // self.groups
+        for g in range(self.groups):
+            rows = windows[:, g * c_in : (g + 1) * c_in].transpose(0, 2, 3, 1, 4, 5).reshape(-1, c_in * k_y * k_x)
+            outputs = slice(g * per_group, (g + 1) * per_group)
+            product = rows @ self.weight[outputs].reshape(per_group, -1).T
+            total[:, outputs] = product.reshape(len(x), *target[1:], per_group).transpose(0, 3, 1, 2)
+        return total
 
     def with_gain(self, gain: FloatArray) -> RealSynapse | None:
         """With one more factor for each target neuron (``gain``: the target's shape); None if that cannot be said."""

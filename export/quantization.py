@@ -6,6 +6,10 @@ thresholds and biases keep their resolution; a step is ``64 * 2^e`` state units:
 
     W_q = round(S W')        state units = 64 2^e S x real        for bias b', threshold alpha th, reset amount th
 
+Where several branches meet, ``S`` follows the branch with the smallest weights, and those of a branch with larger ones
+count ``2^d`` times as much, ``W_q = round(S W' / 2^d)``: so a strong shortcut does not take the bits of the convolution
+beside it, and every branch fills at least half of its range.
+
 each on the grid that Loihi's registers have (LOIHI constants below). For IF every membrane is then a multiple of 64,
 and ``theta = 64 (T - 1)`` with ``T = ceil(2^e S alpha th)`` is exactly "fires at alpha th or above".
 
@@ -15,7 +19,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal, TypeAlias
 
@@ -26,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..bounds import population_bounds
 from ..errors import DataError, RecipeError, UnsupportedError
 from ..network import DECAY_ONE, INPUT, Connection, Input, Network, Population, Readout, Shape
-from .folding import Affine, FloatArray, Folded, FoldedLayer
+from .folding import Affine, Branch, FloatArray, Folded, FoldedLayer
 
 FRACTION_BITS = 6  # LOIHI: synaptic input and threshold mantissa are shifted left by 6
 STEP = 2**FRACTION_BITS  # state units in one step of an 8-bit weight, a threshold, or a bias of exponent 6
@@ -34,6 +38,7 @@ STATE_BITS = 24  # LOIHI: u wraps and v saturates at 24 bits with sign
 CURRENT = (2 ** (STATE_BITS - 1) - 1) // STEP  # largest synaptic sum of a time step that does not wrap
 THRESHOLD_MANTISSA = 2**17 - 1  # LOIHI: 17-bit threshold mantissa, in steps of 64
 BIAS_MANTISSA = 4095  # LOIHI: 13-bit signed bias mantissa (nengo-loihi keeps to ±4095)
+WEIGHT_EXPONENT = 7  # LOIHI: largest exponent of a connection's weights
 BIAS_EXPONENT = 7  # LOIHI: 3-bit bias exponent, shared by a population
 
 WeightBits: TypeAlias = Annotated[int, Field(ge=2, le=8)]
@@ -80,14 +85,14 @@ class QuantizeConfig(BaseModel):
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What rounding did to one layer.
+    """What rounding did to one layer, all its branches together.
 
     Attributes
     ----------
     name : str
     weight_bits : int
     scale : float
-        ``S``: weight steps per real unit.
+        ``S``: weight steps per real unit, of the finest branch.
     limited_by : str
         What kept ``S`` from being larger: "weights" (the ordinary case), "bias", "threshold" or "current".
     weight_error_max, weight_error_rms : float
@@ -167,26 +172,29 @@ def quantize_with_latent(folded: Folded, config: QuantizeConfig, calibration: np
         if unknown:
             raise RecipeError(f"quantize.weight_bits: there is no layer {unknown[0]!r}; there are {', '.join(names)}")
     net_input = _input(folded.input_shape, config, calibration)
+    sources = {INPUT: net_input} | {layer.name: Input(shape=layer.shape) for layer in folded.layers}
     made: list[_Made] = []
-    source, source_name = net_input, INPUT
     for layer in folded.layers:
-        affine, bias = layer.affine, layer.affine.bias.reshape(-1, *[1] * (len(layer.shape) - 1))
-        if source_name == INPUT:
-            affine, bias = _after_input(affine, bias, net_input)
-        made.append(_quantize_layer(layer, affine, bias, config, source, source_name))
-        source, source_name = Input(shape=layer.shape), layer.name
+        bias = layer.affine.bias.reshape(-1, *[1] * (len(layer.shape) - 1))
+        branches = []
+        for branch in folded.branches(layer):
+            affine = branch.affine
+            if branch.source == INPUT:
+                affine, bias = _after_input(affine, bias, net_input)
+            branches.append(replace(branch, affine=affine))
+        made.append(_quantize_layer(layer, branches, bias, config, sources))
     network = Network(
         name=folded.name,
         steps=folded.steps,
         input=net_input,
         populations=tuple(m.population for m in made),
-        connections=tuple(m.connection for m in made),
+        connections=tuple(c for m in made for c in m.connections),
         readout=_readout(made[-1].population),
         labels=folded.labels,
     )
     report = tuple(_report(layer, m, network) for layer, m in zip(folded.layers, made, strict=True))
     metadata = {"settings": config.model_dump(mode="json"), "layers": [asdict(r) for r in report]}
-    latent = {f"{m.connection.name}/weight": m.weight_steps for m in made}
+    latent = {f"{c.name}/weight": w for m in made for c, w in zip(m.connections, m.weight_steps, strict=True)}
     latent |= {f"{m.population.name}/bias": m.bias_units for m in made}
     return Quantized(replace(network, metadata={"quantization": metadata}), latent, report)
 
@@ -241,6 +249,8 @@ def _after_input(affine: Affine, bias: FloatArray, net_input: Input) -> tuple[Af
     scale = net_input.scale
     if affine.kind == "dense":
         factor = np.broadcast_to(scale, shape).reshape(1, -1)
+    elif affine.kind == "scale":
+        factor = scale.reshape(-1)
     elif scale.size == 1:
         factor = scale.reshape(1, 1, 1, 1)
     else:
@@ -254,21 +264,27 @@ def _after_input(affine: Affine, bias: FloatArray, net_input: Input) -> tuple[Af
 @dataclass(frozen=True, eq=False)
 class _Made:
     population: Population
-    connection: Connection
-    affine: Affine  # real weights on what the source sends
+    connections: tuple[Connection, ...]
+    weights: tuple[FloatArray, ...]  # real, of each connection, on what its source sends
     bias: FloatArray  # real
     scale: float
+    finer: int  # exponent of the weights of the finest connection
     limited_by: str
     bias_exponent: int
 
     @property
     def unit(self) -> float:
         """State units per real unit."""
-        return self.scale * 2**self.connection.weight_exponent * STEP
+        return self.scale * 2**self.finer * STEP
 
     @property
-    def weight_steps(self) -> FloatArray:
-        return self.affine.weight * self.scale
+    def weight_scales(self) -> list[float]:
+        """Weight steps per real unit of each connection."""
+        return [self.scale / 2 ** (c.weight_exponent - self.finer) for c in self.connections]
+
+    @property
+    def weight_steps(self) -> list[FloatArray]:
+        return [w * s for w, s in zip(self.weights, self.weight_scales, strict=True)]
 
     @property
     def bias_units(self) -> FloatArray:
@@ -276,19 +292,25 @@ class _Made:
 
 
 def _quantize_layer(
-    layer: FoldedLayer, affine: Affine, bias: FloatArray, config: QuantizeConfig, source: Input, source_name: str
+    layer: FoldedLayer,
+    branches: Sequence[Branch],
+    bias: FloatArray,
+    config: QuantizeConfig,
+    sources: Mapping[str, Input],
 ) -> _Made:
     where = f"layer {layer.name!r}"
     bits = config.bits(layer.name)
     limit = 2 ** (bits - 1) - 1
-    if not np.isfinite(affine.weight).all() or not np.isfinite(bias).all():
+    weights = tuple(b.affine.weight for b in branches)
+    if not all(np.isfinite(w).all() for w in weights) or not np.isfinite(bias).all():
         raise UnsupportedError(f"{where}: weights or biases are not finite; the training has diverged")
-    largest = float(np.abs(affine.weight).max())
+    largest = max(float(np.abs(w).max()) for w in weights)
     if largest == 0:
         raise UnsupportedError(f"{where}: all weights are zero; nothing can be quantized")
     finer = 8 - bits  # the weight exponent
     # S is the least of these: each is where something is full.
-    ceilings = {"weights": _weight_scale(affine.weight, limit, config)}
+    full = [_weight_scale(w, limit, config) if w.any() else math.inf for w in weights]
+    ceilings = {"weights": _joint_scale(weights, full, limit, WEIGHT_EXPONENT - finer)}
     if np.any(bias):
         ceilings["bias"] = BIAS_MANTISSA * 2**BIAS_EXPONENT / (2**finer * STEP * float(np.abs(bias).max()))
     if layer.reset != "none":
@@ -296,16 +318,23 @@ def _quantize_layer(
     limited_by = min(ceilings, key=lambda name: ceilings[name])
     scale = ceilings[limited_by]
     while True:
-        integers = np.clip(np.rint(affine.weight * scale), -limit, limit)
-        reach = _largest_current(integers, source) * 2**finer
+        coarser = [_coarser(scale, s) for s in full]
+        integers = [np.clip(np.rint(w * (scale / 2**d)), -limit, limit) for w, d in zip(weights, coarser, strict=True)]
+        reach = sum(
+            _largest_current(q, sources[b.source]) * 2 ** (finer + d)
+            for q, b, d in zip(integers, branches, coarser, strict=True)
+        )
         if reach <= CURRENT:
             break
         scale, limited_by = scale * min(CURRENT / reach, 0.999), "current"
-    if not integers.any():
-        raise UnsupportedError(
-            f"{where}: all weights round to zero at {bits} bits, because {limited_by} is at its limit "
-            f"(largest weight {largest:.3g}, {scale:.3g} steps per unit); use fewer input levels or retrain the layer"
-        )
+    for branch, q in zip(branches, integers, strict=True):
+        if branch.affine.weight.any() and not q.any():
+            which = f" from {branch.source!r}" if len(branches) > 1 else ""
+            raise UnsupportedError(
+                f"{where}: all weights{which} round to zero at {bits} bits, because {limited_by} is at its limit "
+                f"(largest weight {np.abs(branch.affine.weight).max():.3g}, {scale:.3g} steps per unit); "
+                "use fewer input levels or retrain the layer"
+            )
     unit = scale * 2**finer * STEP  # state units per real unit
     exponent = _bias_exponent(bias * unit, leaky=layer.beta != 1.0)
     population = Population(
@@ -319,14 +348,51 @@ def _quantize_layer(
         scale=unit,
         **_levels(where, layer, unit / STEP),
     )
-    connection = Connection(
-        source=source_name,
-        target=layer.name,
-        synapse=affine.synapse(integers),
-        weight_bits=bits,
-        weight_exponent=finer,
+    connections = tuple(
+        Connection(
+            source=branch.source,
+            target=layer.name,
+            synapse=branch.affine.synapse(q),
+            weight_bits=bits,
+            weight_exponent=finer + d,
+            name=_connection_name(branches, i, layer.name),
+        )
+        for i, (branch, q, d) in enumerate(zip(branches, integers, coarser, strict=True))
     )
-    return _Made(population, connection, affine, bias, scale, limited_by, exponent)
+    return _Made(population, connections, weights, bias, scale, finer, limited_by, exponent)
+
+
+def _coarser(scale: float, full: float) -> int:
+    """``d``: how often a branch that is full at the scale ``full`` must be halved to fit at ``scale``."""
+    return max(0, math.ceil(math.log2(scale / full))) if full < math.inf else 0
+
+
+def _joint_scale(weights: Sequence[FloatArray], full: Sequence[float], limit: int, most: int) -> float:
+    """``S`` of several branches as far as their weights decide it.
+
+    The scale that fills one of the branches, up to a power of two, and has the least sum of squared errors; at most
+    half of the finest branch's range stays empty. ``most``: the largest ``d`` that the exponents allow.
+    """
+    finite = [s for s in full if s < math.inf]
+    finest = max(finite)
+
+    def error(scale: float) -> float:
+        total = 0.0
+        for w, s in zip(weights, full, strict=True):
+            steps = scale / 2 ** _coarser(scale, s)
+            total += float(((np.clip(np.rint(w * steps), -limit, limit) / steps - w) ** 2).sum())
+        return total
+
+    candidates = {s * 2 ** math.floor(math.log2(finest / s)) for s in finite}
+    best = min(sorted(candidates), key=error) if len(candidates) > 1 else finest
+    return min(best, min(finite) * 2**most)
+
+
+def _connection_name(branches: Sequence[Branch], i: int, target: str) -> str:
+    """``source->target``, and a number where several branches come from one source."""
+    source = branches[i].source
+    earlier = sum(b.source == source for b in branches[:i])
+    return f"{source}->{target}" + (f"#{earlier + 1}" if earlier else "")
 
 
 def _weight_scale(weight: FloatArray, limit: int, config: QuantizeConfig) -> float:
@@ -380,21 +446,24 @@ def _levels(where: str, layer: FoldedLayer, scale: float) -> dict[str, int]:
 
 
 def _report(layer: FoldedLayer, made: _Made, network: Network) -> LayerReport:
-    weight, largest = made.affine.weight, float(np.abs(made.affine.weight).max())
-    integers = made.connection.synapse.weight
-    error = np.abs(integers / made.scale - weight) / largest
+    weight = np.concatenate([w.ravel() for w in made.weights])
+    largest = float(np.abs(weight).max())
+    scales = np.repeat(made.weight_scales, [w.size for w in made.weights])
+    integers = np.concatenate([c.synapse.weight.ravel() for c in made.connections])
+    error = np.abs(integers / scales - weight) / largest
+    bits = made.connections[0].weight_bits
     relative_to = made.unit * (layer.reset_amount or layer.threshold or largest)
     fires_at = made.population.threshold + (STEP if layer.beta == 1.0 else 0)
     spikes = layer.reset != "none"
     return LayerReport(
         name=layer.name,
-        weight_bits=made.connection.weight_bits,
+        weight_bits=bits,
         scale=made.scale,
         limited_by=made.limited_by,
         weight_error_max=float(error.max()),
         weight_error_rms=float(np.sqrt((error**2).mean())),
         zero_weights=float(np.mean(integers[weight != 0] == 0)),
-        clipped_weights=float(np.mean(np.abs(made.weight_steps) > 2 ** (made.connection.weight_bits - 1) - 0.5)),
+        clipped_weights=float(np.mean(np.abs(weight * scales) > 2 ** (bits - 1) - 0.5)),
         bias_error_max=float(np.abs(made.population.bias - made.bias_units).max()) / relative_to,
         threshold_error=abs(fires_at - layer.threshold * made.unit) / relative_to if spikes else 0.0,
         reset_error=abs(made.population.reset_amount - layer.reset_amount * made.unit) / relative_to,

@@ -9,12 +9,22 @@ from hypothesis import strategies as st
 
 from lapilli.bounds import population_bounds
 from lapilli.errors import DescriptionError
-from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
-from lapilli.sim.engine import batched, neurons
+from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Scale
+from lapilli.sim.engine import batched, kernels, neurons
 from lapilli.sim.engine.batched import fast, flow_order, steps_at_once
-from lapilli.sim.engine.sums import LayerSums, exact_dtype
+from lapilli.sim.engine.sums import Synapses, exact_dtype
 from lapilli.sim.reference import reference
 from strategies import networks_with_input
+
+
+@pytest.fixture(autouse=True, params=["numpy", "portable", "avx2", "avx512"])
+def level(request, monkeypatch):
+    """Every test here runs on NumPy and on every instruction set of this machine."""
+    wanted = kernels.LEVELS.index(request.param) if request.param != "numpy" else -1
+    if wanted > kernels.best_level():
+        pytest.skip(f"no kernels for {request.param}")
+    monkeypatch.setattr(kernels, "level", wanted)
+    return request.param
 
 
 def assert_same(network, x, *, trace=True):
@@ -31,30 +41,30 @@ def assert_same(network, x, *, trace=True):
     return want
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(networks_with_input(wild=True, delays=True, acyclic=False, max_steps=12))
 def test_every_bit_of_wild_networks_with_delays_and_recurrence(case):
     assert_same(*case)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(networks_with_input(delays=True), st.booleans())
 def test_every_bit_of_acyclic_networks_with_branches_and_delays(case, trace):
     assert_same(*case, trace=trace)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     networks_with_input(wild=True, delays=True, acyclic=False, max_steps=12),
     st.sampled_from((1, 300, 1000, 5000)),
 )
 def test_blocks_of_any_size_give_the_same_bits(case, size):
-    whole = batched.BLOCK_BYTES
-    batched.BLOCK_BYTES = size
+    whole = batched.BLOCK_BYTES, batched.CACHE_BYTES
+    batched.BLOCK_BYTES = batched.CACHE_BYTES = size
     try:
         assert_same(*case)
     finally:
-        batched.BLOCK_BYTES = whole
+        batched.BLOCK_BYTES, batched.CACHE_BYTES = whole
 
 
 def dense_network(population, weight, *, steps=6, low=0, high=1, exponent=0, connections=()):
@@ -108,6 +118,7 @@ def test_wraps_and_saturations_are_counted_where_they_happen(reset, sign):
 def test_the_narrow_loop_is_taken_and_exact_up_to_its_limit(monkeypatch):
     """An integrate-and-fire membrane that climbs to within a step of 2^23."""
     taken = []
+    monkeypatch.setattr(kernels, "level", -1)
     original = neurons._steps
     monkeypatch.setattr(neurons, "_steps", lambda *a: (taken.append(a[5]), original(*a))[1])
     p = Population(name="p", shape=(3,), threshold=8_300_000, reset_amount=8_299_990, bias=np.array([1, 2, 3]))
@@ -156,7 +167,7 @@ def test_the_last_few_steps_of_a_cycle_may_cut_the_samples_otherwise(monkeypatch
     p = Population(name="p", shape=(3,), threshold=200, reset_amount=150)
     back = Connection(source="p", target="p", synapse=Dense(np.full((3, 3), -2)), delay=4)
     network = dense_network(p, [[3], [2], [1]], steps=11, high=7, connections=(back,))
-    monkeypatch.setattr(batched, "BLOCK_BYTES", 12 * LayerSums(network, p, np.zeros((11, 50, 1)), True).bytes_per_row)
+    monkeypatch.setattr(batched, "BLOCK_BYTES", 12 * Synapses(network, p).bytes_per_row)
     assert_same(network, np.random.default_rng(0).integers(0, 8, (50, 1)))
 
 

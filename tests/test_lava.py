@@ -408,4 +408,4 @@ def test_nothing_is_left_behind_when_the_caller_ends(how, tag):
 def test_a_bad_time_limit_is_refused(monkeypatch):
     monkeypatch.setenv("LAPILLI_LAVA_TIMEOUT", "soon")
     with pytest.raises(ExecutionError, match="LAPILLI_LAVA_TIMEOUT is 'soon'"):
-        executor._time_limit([], [])
+        executor.time_limit([], [])

@@ -178,12 +178,13 @@ class _Assembly:
         padding: tuple[int, int],
         dilation: tuple[int, int],
     ) -> tuple[int, int, int]:
-        geometry = zip(self.shape[1:], kernel, stride, padding, dilation, strict=True)
+        _, height, width = self._image()
+        geometry = zip((height, width), kernel, stride, padding, dilation, strict=True)
         size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
         if min(size) < 1:
             raise RecipeError(
                 f"{self.where}: kernel {list(kernel)} with padding {list(padding)} does not fit the "
-                f"{self.shape[1]}x{self.shape[2]} map that it gets"
+                f"{height}x{width} map that it gets"
             )
         return channels, size[0], size[1]
 

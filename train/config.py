@@ -39,14 +39,18 @@ class ConvLayer(Section):
 
     type: Literal["conv"] = "conv"
     channels: int = Field(ge=1, description="output channels")
-    kernel: Size = Field((3, 3), description="size of the kernel: one number, or [y, x]")
-    stride: Size = Field((1, 1), description="one number, or [y, x]")
-    padding: Padding = Field((0, 0), description="rows and columns of zeros on every side: one number, or [y, x]")
-    dilation: Size = Field((1, 1), description="one number, or [y, x]")
-    groups: int = Field(1, ge=1, description="channel groups; divides input and output channels")
-    bias: bool | None = Field(None, description="trained bias; default: only where there is no batch normalization")
-    batch_norm: bool = Field(True, description="batch normalization between the weights and the neurons")
-    neurons: bool = Field(True, description="false where what follows, a block or neurons, begins with its own")
+    kernel: Size = Field(default=(3, 3), description="size of the kernel: one number, or [y, x]")
+    stride: Size = Field(default=(1, 1), description="one number, or [y, x]")
+    padding: Padding = Field(
+        default=(0, 0), description="rows and columns of zeros on every side: one number, or [y, x]"
+    )
+    dilation: Size = Field(default=(1, 1), description="one number, or [y, x]")
+    groups: int = Field(default=1, ge=1, description="channel groups; divides input and output channels")
+    bias: bool | None = Field(
+        default=None, description="trained bias; default: only where there is no batch normalization"
+    )
+    batch_norm: bool = Field(default=True, description="batch normalization between the weights and the neurons")
+    neurons: bool = Field(default=True, description="false where what follows, a block or neurons, begins with its own")
 
 
 class BlockLayer(Section):
@@ -58,16 +62,16 @@ class BlockLayer(Section):
 
     type: Literal["block"] = "block"
     channels: int = Field(ge=1, description="output channels")
-    stride: Size = Field((1, 1), description="of the first convolution and the shortcut: one number, or [y, x]")
-    bias: bool = Field(True, description="trained biases of the convolutions, the shortcut's too")
-    shortcut_norm: bool = Field(False, description="batch normalization after the shortcut's convolution")
+    stride: Size = Field(default=(1, 1), description="of the first convolution and the shortcut: one number, or [y, x]")
+    bias: bool = Field(default=True, description="trained biases of the convolutions, the shortcut's too")
+    shortcut_norm: bool = Field(default=False, description="batch normalization after the shortcut's convolution")
 
 
 class NeuronLayer(Section):
     """Batch normalization and a neuron layer without weights of their own: the end of a chain of blocks."""
 
     type: Literal["neurons"] = "neurons"
-    batch_norm: bool = Field(True, description="batch normalization before the neurons")
+    batch_norm: bool = Field(default=True, description="batch normalization before the neurons")
 
 
 class PoolLayer(Section):
@@ -75,11 +79,14 @@ class PoolLayer(Section):
 
     type: Literal["pool"] = "pool"
     size: Size | Literal["all"] = Field(
-        (2, 2), description='one number, or [y, x]; rows and columns left over are dropped; "all": the whole map'
+        default=(2, 2),
+        description='one number, or [y, x]; rows and columns left over are dropped; "all": the whole map',
     )
-    stride: Size | None = Field(None, description="one number, or [y, x]; default: the size")
-    padding: Padding = Field((0, 0), description="rows and columns of zeros on every side, which count in the mean")
-    neurons: bool = Field(False, description="a neuron layer follows the pooling")
+    stride: Size | None = Field(default=None, description="one number, or [y, x]; default: the size")
+    padding: Padding = Field(
+        default=(0, 0), description="rows and columns of zeros on every side, which count in the mean"
+    )
+    neurons: bool = Field(default=False, description="a neuron layer follows the pooling")
 
 
 class AdaptivePoolLayer(Section):
@@ -93,7 +100,7 @@ class DropoutLayer(Section):
     """Dropout, in training only."""
 
     type: Literal["dropout"] = "dropout"
-    p: float = Field(0.1, ge=0, lt=1, description="probability of zeroing a value")
+    p: float = Field(default=0.1, ge=0, lt=1, description="probability of zeroing a value")
 
 
 class LinearLayer(Section):
@@ -101,12 +108,14 @@ class LinearLayer(Section):
 
     type: Literal["linear"] = "linear"
     features: int | None = Field(
-        None, ge=1, description="number of neurons; may be left out in the last layer: one for each class"
+        default=None, ge=1, description="number of neurons; may be left out in the last layer: one for each class"
     )
-    bias: bool | None = Field(None, description="trained bias; default: only where there is no batch normalization")
-    batch_norm: bool = Field(True, description="batch normalization between the weights and the neurons")
+    bias: bool | None = Field(
+        default=None, description="trained bias; default: only where there is no batch normalization"
+    )
+    batch_norm: bool = Field(default=True, description="batch normalization between the weights and the neurons")
     initial_std: float | None = Field(
-        None, gt=0, description="spread of the normal initial weights; default: torch's uniform ones"
+        default=None, gt=0, description="spread of the normal initial weights; default: torch's uniform ones"
     )
 
 
@@ -141,18 +150,19 @@ def _gradient_scale(given: dict[str, Any]) -> float:
 class NetworkConfig(Section):
     """A spiking network: an architecture by name, or its layers one by one."""
 
-    neuron: Literal["if", "lif"] = Field("if", description="integrate-and-fire, or leaky integrate-and-fire")
-    steps: int = Field(10, ge=1, le=1024, description="time steps N of one inference")
+    neuron: Literal["if", "lif"] = Field(default="if", description="integrate-and-fire, or leaky integrate-and-fire")
+    steps: int = Field(default=10, ge=1, le=1024, description="time steps N of one inference")
     reset: Literal["subtract", "zero"] = Field(
-        "subtract", description="at a spike, subtract the threshold (soft) or return to zero (hard, as stock Loihi LIF)"
+        default="subtract",
+        description="at a spike, subtract the threshold (soft) or return to zero (hard, as stock Loihi LIF)",
     )
     readout: Literal["rate", "membrane"] = Field(
-        "membrane",
+        default="membrane",
         description="class scores: the (weighted) firing rate of a last spiking layer, or the membrane of a last "
         "accumulator that does not spike",
     )
-    tau: float = Field(1.0, gt=0, description="membrane time constant of LIF neurons")
-    dt: float = Field(0.05, gt=0, description="length of a time step, in the unit of tau (LIF)")
+    tau: float = Field(default=1.0, gt=0, description="membrane time constant of LIF neurons")
+    dt: float = Field(default=0.05, gt=0, description="length of a time step, in the unit of tau (LIF)")
     threshold: float = Field(
         default_factory=_by_neuron("threshold"),
         gt=0,
@@ -175,18 +185,18 @@ class NetworkConfig(Section):
         description="factor on the thresholds' gradients (default 1 for IF, dt for LIF, as in the official code)",
     )
     architecture: Architecture | None = Field(
-        None, description="a network by name, instead of layers; see lapilli.train.architectures"
+        default=None, description="a network by name, instead of layers; see lapilli.train.architectures"
     )
     width: int | None = Field(
-        None, ge=1, description="channels of the architecture's first stage; default: the published number"
+        default=None, ge=1, description="channels of the architecture's first stage; default: the published number"
     )
     stem: Literal["cifar", "imagenet"] = Field(
-        "cifar",
+        default="cifar",
         description="start of a preact-resnet18 or 34: one 3x3 convolution, or 7x7 with stride 2 and average pooling; "
         "the imagenet networks also have no biases in their blocks and batch normalization on shortcuts",
     )
     layers: tuple[Layer, ...] = Field(
-        (), description="conv, block, neurons, pool, adaptive_pool, dropout and linear layers, in order"
+        default=(), description="conv, block, neurons, pool, adaptive_pool, dropout and linear layers, in order"
     )
 
     @model_validator(mode="after")
@@ -237,39 +247,45 @@ def _check_order(layers: tuple[AnyLayer, ...]) -> None:
 class DataConfig(Section):
     """A data set and its split."""
 
-    name: str = Field("digits", description="a data set of lapilli.train.data.DATA_SETS")
-    folder: str | None = Field(None, description="where the files of the data set are; digits need none")
+    name: str = Field(default="digits", description="a data set of lapilli.train.data.DATA_SETS")
+    folder: str | None = Field(default=None, description="where the files of the data set are; digits need none")
     test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="part held out, where the data set has no split of its own"
+        default=0.2, gt=0, lt=1, description="part held out, where the data set has no split of its own"
     )
-    seed: int = Field(0, ge=0, description="seed of the split")
+    seed: int = Field(default=0, ge=0, description="seed of the split")
     augment: Literal["none", "shift"] = Field(
-        "none", description="training images as they are, or shifted at random by up to one pixel, filled with zeros"
+        default="none",
+        description="training images as they are, or shifted at random by up to one pixel, filled with zeros",
     )
 
 
 class TrainConfig(Section):
     """The training loop; DSR's own CIFAR setting is SGD, 200 epochs of batches of 128, warm-up 400 iterations."""
 
-    epochs: int = Field(30, ge=0, description="passes over the training data")
-    batch_size: int = Field(64, ge=1, description="samples in a batch (DSR: 128)")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
-    learning_rate: float = Field(0.1, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="also on thresholds: DSR's L2 term on them")
+    epochs: int = Field(default=30, ge=0, description="passes over the training data")
+    batch_size: int = Field(default=64, ge=1, description="samples in a batch (DSR: 128)")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with momentum, or AdamW")
+    learning_rate: float = Field(default=0.1, gt=0, description="peak learning rate")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(default=5e-4, ge=0, description="also on thresholds: DSR's L2 term on them")
     warmup_iterations: int = Field(
-        50, ge=0, description="iterations of linear warm-up (DSR: 400, about one epoch of CIFAR-10)"
+        default=50, ge=0, description="iterations of linear warm-up (DSR: 400, about one epoch of CIFAR-10)"
     )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after warm-up")
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; none by default")
-    seed: int = Field(0, ge=0, description="of initial weights, shuffling, dropout and augmentation")
+    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="of the learning rate after warm-up")
+    gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient; none by default")
+    seed: int = Field(default=0, ge=0, description="of initial weights, shuffling, dropout and augmentation")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="torch's CPU threads; their number changes the last bits of sums (default: torch's)",
+    )
 
 
 class BitTrueConfig(TrainConfig):
     """Fine-tuning of the folded, quantized network in the chip's own integers: short and gentle."""
 
-    epochs: int = Field(10, ge=0, description="passes over the training data")
-    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="SGD with momentum, or AdamW")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="on the latent weights")
-    warmup_iterations: int = Field(0, ge=0, description="iterations of linear warm-up")
+    epochs: int = Field(default=10, ge=0, description="passes over the training data")
+    optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="SGD with momentum, or AdamW")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(default=0.0, ge=0, description="on the latent weights")
+    warmup_iterations: int = Field(default=0, ge=0, description="iterations of linear warm-up")

@@ -101,7 +101,7 @@ def run_jobs(jobs: Sequence[Job], timeout: float | None = None) -> list[LavaRun]
     with tempfile.TemporaryDirectory(prefix="lapilli-lava-") as name:
         folder = Path(name)
         (folder / "jobs.json").write_text(json.dumps([_write(job, folder / str(i)) for i, job in enumerate(jobs)]))
-        _run_worker(folder, timeout if timeout is not None else _time_limit(jobs, schedules))
+        run_worker(folder, timeout if timeout is not None else time_limit(jobs, schedules), WORKER)
         return [_read(job, plan, folder / str(i)) for i, (job, plan) in enumerate(zip(jobs, schedules, strict=True))]
 
 
@@ -115,18 +115,19 @@ def _write(job: Job, here: Path) -> dict[str, Any]:
     np.save(here / "frames.npy", frames.astype(np.int32), allow_pickle=False)
     return {
         "structure": network.structure(),
-        "samples": _samples(job),
+        "samples": samples_of(job),
         "hold": network.steps if constant else 1,
         "trace": list(job.trace),
         "convolution": job.convolution,
     }
 
 
-def _samples(job: Job) -> int:
+def samples_of(job: Job) -> int:
+    """Number of samples in a job's batch."""
     return job.x.shape[job.x.ndim - len(job.network.input.shape) - 1]
 
 
-def _time_limit(jobs: Sequence[Job], schedules: Sequence[Schedule]) -> float:
+def time_limit(jobs: Sequence[Job], schedules: Sequence[Schedule]) -> float:
     """Seconds, some ten times what a slow machine needs: it ends what hangs, not what is slow."""
     given = os.environ.get(TIMEOUT_VARIABLE)
     if given is not None:
@@ -142,16 +143,17 @@ def _time_limit(jobs: Sequence[Job], schedules: Sequence[Schedule]) -> float:
             for c in network.connections
         )
         per_step = 0.02 * (1 + len(network.populations) + len(network.connections)) + 2e-7 * synapses
-        seconds += 10 + plan.total_steps(_samples(job)) * per_step
+        seconds += 10 + plan.total_steps(samples_of(job)) * per_step
     return seconds
 
 
-def _run_worker(folder: Path, timeout: float) -> None:
+def run_worker(folder: Path, timeout: float, worker_command: Sequence[str]) -> None:
+    """Run ``python *worker_command FOLDER`` to its end, or end it; raises what it left in ``error.json``."""
     log = folder / "log.txt"
     environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         worker = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-W", "ignore", *WORKER, str(folder)],
+            [sys.executable, "-W", "ignore", *worker_command, str(folder)],
             stdin=subprocess.PIPE,  # the worker ends itself when this pipe closes
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -219,4 +221,4 @@ def _read(job: Job, plan: Schedule, here: Path) -> LavaRun:
                 out.current[p.name] = activation << told["activation_shift"][p.name]
     seconds = {"build": told["build"], "run": told["run"]}
     rate = told["steps"] / told["run"] if told["steps"] else None
-    return LavaRun(out, plan.total_steps(_samples(job)), seconds, rate)
+    return LavaRun(out, plan.total_steps(samples_of(job)), seconds, rate)

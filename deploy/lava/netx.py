@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,13 +24,13 @@ from ...errors import MissingDependencyError
 from ...network import IntArray, Network
 from ...recording import Recording, at_every_step
 from ..schedule import make_schedule
-from . import executor
 from .compatibility import HOW_TO_GET_LAVA
-from .executor import Job
+from .executor import TIMEOUT_VARIABLE, Job, run_worker, samples_of, time_limit
 from .netx_compatibility import HOW_TO_GET_LAVA_DL
 
 WORKER = ["-m", "lapilli.deploy.lava.netx_worker"]
 BUILD_SECONDS = 20.0  # allowed for compiling and starting one network
+CONV_SLOWNESS = 10.0  # allowed for Lava's Conv, which walks over pairs of channels in Python
 
 
 def netx_executor(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recording:
@@ -55,11 +56,16 @@ def run_netx(jobs: Sequence[Job], timeout: float | None = None) -> list[Recordin
     with tempfile.TemporaryDirectory(prefix="lapilli-netx-") as name:
         folder = Path(name)
         (folder / "jobs.json").write_text(json.dumps([_write(job, folder / str(i)) for i, job in enumerate(jobs)]))
-        seconds = executor.time_limit(jobs) + BUILD_SECONDS * sum(
-            executor.samples(job) if carries_over(job.network) else 1 for job in jobs
-        )
-        executor.run_worker(folder, timeout if timeout is not None else seconds, WORKER)
+        run_worker(folder, timeout if timeout is not None else _time_limit(jobs), WORKER)
         return [_read(job, folder / str(i)) for i, job in enumerate(jobs)]
+
+
+def _time_limit(jobs: Sequence[Job]) -> float:
+    """Seconds; more than for our own graphs, because Lava's ``Conv`` is slow and some are built for every sample."""
+    once = time_limit(jobs, [make_schedule(job.network) for job in jobs])
+    if TIMEOUT_VARIABLE in os.environ:
+        return once
+    return CONV_SLOWNESS * once + BUILD_SECONDS * sum(samples_of(j) if carries_over(j.network) else 1 for j in jobs)
 
 
 def carries_over(network: Network) -> bool:
@@ -83,7 +89,7 @@ def _check_installed() -> None:
 
 def _write(job: Job, here: Path) -> dict[str, Any]:
     """Leave the file and the input in a job's folder; returns what is said about it in ``jobs.json``."""
-    from ...export.netx_writer import message_bits, net_layers, save_net
+    from ...export.netx_writer import chain_of, message_bits, net_layers, save_net
 
     here.mkdir()
     network = job.network
@@ -94,25 +100,23 @@ def _write(job: Job, here: Path) -> dict[str, Any]:
     first = next(layer.kind for layer in net_layers(network)[1:])
     frames = frames.transpose(0, 3, 2, 1) if first == "conv" else frames.reshape(len(frames), -1)
     np.save(here / "frames.npy", np.ascontiguousarray(frames, np.int32), allow_pickle=False)
-    chain = sorted(network.populations, key=lambda p: make_schedule_depth(network)[p.name])
     return {
         "message_bits": message_bits(network),
         "steps": network.steps,
-        "samples": executor.samples(job),
+        "samples": samples_of(job),
         "hold": network.steps if constant else 1,
         "apart": carries_over(network),
-        "layers": [{"name": p.name, "spikes": p.spikes, "traced": p.name in job.trace} for p in chain],
+        "layers": [{"name": p.name, "spikes": p.spikes, "traced": p.name in job.trace} for p in chain_of(network)],
     }
 
 
 def _read(job: Job, here: Path) -> Recording:
     network, out = job.network, Recording()
-    samples, steps = executor.samples(job), network.steps
+    samples, steps = samples_of(job), network.steps
 
     def load(what: str, name: str) -> npt.NDArray[Any]:
         shape = network.population(name).shape
         data = np.load(here / f"{what}-{name}.npy", allow_pickle=False)
-        data = data.reshape(len(data), *data.shape[1:])
         if data.ndim == 4:  # (X, Y, C)
             data = data.transpose(0, 3, 2, 1)
         return data.reshape(len(data), *shape)

@@ -34,13 +34,11 @@ typedef struct {
     const int32_t *source;
     int64_t pixels_out, taps;
     const uint8_t *weight;
-    const int8_t *packed; /* for the dense product, or NULL */
     int64_t block, targets;
     int32_t *drive;
     int64_t drive_step, drive_sample;
     int64_t shift, add;
-    int64_t dense_per_mille;
-    int64_t events, dense_images;
+    int64_t events;
 } Sums;
 
 /* Steps of a block of neurons; see neuron_steps() in kernels.py. */
@@ -58,61 +56,17 @@ typedef struct {
     int64_t wraps, saturations;
 } Neurons;
 
-/* Event lists: for every pixel the channels that spiked, in order. Returns the number of events. */
-static int64_t list_events(const uint8_t *x, int64_t channels, int64_t pixels, uint16_t *lists, int32_t *counts)
-{
-    int64_t events = 0;
-    if (pixels == 1) { /* a dense layer: one pixel with many channels */
-        int64_t n = 0, c = 0;
-        for (; c + 8 <= channels; c += 8) {
-            uint64_t word;
-            memcpy(&word, x + c, 8);
-            for (; word; word &= word - 1) /* spikes are 0 or 1: one bit per byte */
-                lists[n++] = (uint16_t)(c + (__builtin_ctzll(word) >> 3));
-        }
-        for (; c < channels; c++)
-            if (x[c]) lists[n++] = (uint16_t)c;
-        counts[0] = (int32_t)n;
-        return n;
-    }
-    memset(counts, 0, (size_t)pixels * sizeof *counts);
-    for (int64_t c = 0; c < channels; c++, x += pixels) {
-        int64_t p = 0;
-        for (; p + 8 <= pixels; p += 8) {
-            uint64_t word;
-            memcpy(&word, x + p, 8);
-            for (; word; word &= word - 1) {
-                int64_t at = p + (__builtin_ctzll(word) >> 3);
-                lists[at * channels + counts[at]++] = (uint16_t)c;
-            }
-        }
-        for (; p < pixels; p++)
-            if (x[p]) lists[p * channels + counts[p]++] = (uint16_t)c;
-    }
-    for (int64_t p = 0; p < pixels; p++) events += counts[p];
-    return events;
-}
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Row){__VA_ARGS__})
+#endif
 
-/* Write a tile: sums [pixels][block] to drive [targets][pixels_out], times 2^shift, in place of or on top of it. */
-INLINE void write_tile(const int32_t *tile, int64_t pixels, int64_t block, int64_t targets, int32_t *drive,
-                       int64_t pixels_out, int32_t factor, int64_t add)
-{
-    if (pixels_out == 1) {
-        if (add) for (int64_t c = 0; c < targets; c++) drive[c] += tile[c] * factor;
-        else for (int64_t c = 0; c < targets; c++) drive[c] = tile[c] * factor;
-        return;
-    }
-    for (int64_t c = 0; c < targets; c++) {
-        int32_t *to = drive + c * pixels_out;
-        if (add) for (int64_t p = 0; p < pixels; p++) to[p] += tile[p * block + c] * factor;
-        else for (int64_t p = 0; p < pixels; p++) to[p] = tile[p * block + c] * factor;
-    }
-}
+typedef int32_t Row __attribute__((vector_size(4 * TILE), aligned(4), may_alias));
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #define NAME(f) f##_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,bmi,popcnt")))
 #define WIDTH 64
 #define COLUMNS 512
 #include "kernels_body.h"
@@ -121,7 +75,7 @@ INLINE void write_tile(const int32_t *tile, int64_t pixels, int64_t block, int64
 #undef WIDTH
 #undef COLUMNS
 #define NAME(f) f##_avx2
-#define TARGET __attribute__((target("avx2")))
+#define TARGET __attribute__((target("avx2,bmi,popcnt")))
 #define WIDTH 32
 #define COLUMNS 128
 #include "kernels_body.h"
@@ -136,15 +90,16 @@ INLINE void write_tile(const int32_t *tile, int64_t pixels, int64_t block, int64
 #define COLUMNS 64
 #include "kernels_body.h"
 
-enum { PORTABLE, AVX2, AVX512, VNNI };
+enum { PORTABLE, AVX2, AVX512 }; /* as LEVELS in kernels.py */
 
 static int best_level(void)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();
+    if (!__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("popcnt")) return PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
         && __builtin_cpu_supports("avx512dq"))
-        return __builtin_cpu_supports("avx512vnni") ? VNNI : AVX512;
+        return AVX512;
     if (__builtin_cpu_supports("avx2")) return AVX2;
 #endif
     return PORTABLE;
@@ -174,42 +129,40 @@ static int checked_level(int64_t level)
 static PyObject *event_sums(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     (void)self;
-    int64_t a[21];
-    if (!integers(args, given, 21, a) || !checked_level(a[0])) return NULL;
+    int64_t a[19];
+    if (!integers(args, given, 19, a) || !checked_level(a[0])) return NULL;
     Sums s = {
         (const uint8_t *)(intptr_t)a[1], a[2], a[3], a[4], a[5], a[6], a[7], (const int32_t *)(intptr_t)a[8], a[9],
-        a[10], (const uint8_t *)(intptr_t)a[11], (const int8_t *)(intptr_t)a[12], a[13], a[14],
-        (int32_t *)(intptr_t)a[15], a[16], a[17], a[18], a[19], a[20], 0, 0,
+        a[10], (const uint8_t *)(intptr_t)a[11], a[12], a[13], (int32_t *)(intptr_t)a[14], a[15], a[16], a[17], a[18], 0,
     };
     int done;
     Py_BEGIN_ALLOW_THREADS
     switch (a[0]) {
 #if defined(__x86_64__)
-    case VNNI: case AVX512: done = event_sums_avx512(&s); break;
+    case AVX512: done = event_sums_avx512(&s); break;
     case AVX2: done = event_sums_avx2(&s); break;
 #endif
     default: done = event_sums_portable(&s);
     }
     Py_END_ALLOW_THREADS
-    return done ? Py_BuildValue("LL", (long long)s.events, (long long)s.dense_images) : PyErr_NoMemory();
+    return done ? PyLong_FromLongLong(s.events) : PyErr_NoMemory();
 }
 
 static PyObject *neuron_steps(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     (void)self;
-    int64_t a[25];
-    if (!integers(args, given, 25, a) || !checked_level(a[0])) return NULL;
+    int64_t a[24];
+    if (!integers(args, given, 24, a) || !checked_level(a[0])) return NULL;
     Neurons n = {
         (const int32_t *)(intptr_t)a[1], a[2], a[3], (int32_t *)(intptr_t)a[4], (int32_t *)(intptr_t)a[5],
         (const int32_t *)(intptr_t)a[6], (uint8_t *)(intptr_t)a[7], a[8], a[9], (int64_t *)(intptr_t)a[10],
         (int64_t *)(intptr_t)a[11], (int64_t *)(intptr_t)a[12], a[13], a[14], a[15], a[16], a[17], a[18], a[19],
         a[20], a[21], a[22], a[23], 0, 0,
     };
-    n.limit = a[24];
     Py_BEGIN_ALLOW_THREADS
     switch (a[0]) {
 #if defined(__x86_64__)
-    case VNNI: case AVX512: neuron_steps_avx512(&n); break;
+    case AVX512: neuron_steps_avx512(&n); break;
     case AVX2: neuron_steps_avx2(&n); break;
 #endif
     default: neuron_steps_portable(&n);

@@ -5,6 +5,54 @@
 
 typedef uint16_t NAME(Lanes) __attribute__((vector_size(WIDTH), aligned(1), may_alias));
 
+/* One bit for each of 64 spikes (bytes 0 or 1), the first one lowest; of the last few of an array where n < 64. */
+TARGET INLINE uint64_t NAME(bits)(const uint8_t *x, int64_t n)
+{
+    uint8_t last[64];
+    if (n < 64) {
+        memset(last, 0, sizeof last);
+        memcpy(last, x, (size_t)n);
+        x = last;
+    }
+    uint64_t bits = 0;
+    for (int i = 0; i < 8; i++) {
+        uint64_t word;
+        memcpy(&word, x + 8 * i, 8);
+        bits |= (word * 0x0102040810204080u >> 56) << (8 * i); /* gathers the bytes' lowest bits in the top byte */
+    }
+    return bits;
+}
+
+/* Event lists: for every pixel the channels that spiked, in order. Returns the number of events. */
+TARGET static int64_t NAME(list_events)(const uint8_t *x, int64_t channels, int64_t pixels, uint16_t *lists,
+                                        int32_t *counts)
+{
+    int64_t events = 0;
+    if (pixels == 1) { /* a dense layer: one pixel with many channels */
+        for (int64_t c = 0; c < channels; c += 64) {
+            uint64_t bits = NAME(bits)(x + c, channels - c);
+            const int n = __builtin_popcountll(bits);
+            for (int done = 0; done < n; done += 4) /* by fours: a length that varies costs a mispredicted branch */
+                for (int k = 0; k < 4; k++, bits &= bits - 1)
+                    lists[events + done + k] = (uint16_t)(c + __builtin_ctzll(bits | 1ull << 63));
+            events += n;
+        }
+        counts[0] = (int32_t)events;
+        return events;
+    }
+    memset(counts, 0, (size_t)pixels * sizeof *counts);
+    for (int64_t c = 0; c < channels; c++, x += pixels)
+        for (int64_t p = 0; p < pixels; p += 64) {
+            uint64_t bits = NAME(bits)(x + p, pixels - p);
+            events += __builtin_popcountll(bits);
+            for (; bits; bits &= bits - 1) {
+                int64_t at = p + __builtin_ctzll(bits);
+                lists[at * channels + counts[at]++] = (uint16_t)c;
+            }
+        }
+    return events;
+}
+
 /* Add up n rows of biased weights (weight + 128, a byte each): `out` int32 [columns], exact.
  *
  * A vector of bytes is read as 16-bit lanes, low byte + 256 high byte. `all` adds the lanes as they are, modulo 2^16;
@@ -65,6 +113,58 @@ TARGET INLINE int64_t NAME(collect_rows)(const Sums *s, const int32_t *source, c
     return n;
 }
 
+/* Transpose 16 x 16 numbers: exchange halves of pairs of rows 8, 4, 2 and 1 apart. */
+TARGET INLINE void NAME(transpose)(Row *r)
+{
+    Row a, b;
+#define EXCHANGE(gap, ...) \
+    for (int i = 0; i < TILE; i++) \
+        if (!(i & gap)) a = r[i], b = r[i + gap], r[i] = SHUFFLE(a, b, LOW_##gap), r[i + gap] = SHUFFLE(a, b, HIGH_##gap);
+#define LOW_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define HIGH_8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define LOW_4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define HIGH_4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define LOW_2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define HIGH_2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define LOW_1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define HIGH_1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+#pragma GCC unroll 16
+    EXCHANGE(8)
+#pragma GCC unroll 16
+    EXCHANGE(4)
+#pragma GCC unroll 16
+    EXCHANGE(2)
+#pragma GCC unroll 16
+    EXCHANGE(1)
+#undef EXCHANGE
+}
+
+/* Write a tile: sums [TILE][block] to drive [targets][pixels_out], times 2^shift, in place of its values or onto them. */
+TARGET INLINE void NAME(write_tile)(const int32_t *tile, const Sums *s, int64_t pixels, int64_t targets, int32_t *drive)
+{
+    const int shift = (int)s->shift, add = s->add != 0;
+    const int64_t pixels_out = s->pixels_out;
+    if (pixels_out == 1) {
+        if (add) for (int64_t c = 0; c < targets; c++) drive[c] += (int32_t)((uint32_t)tile[c] << shift);
+        else for (int64_t c = 0; c < targets; c++) drive[c] = (int32_t)((uint32_t)tile[c] << shift);
+        return;
+    }
+    for (int64_t c = 0; c < targets; c += TILE) {
+        Row rows[TILE];
+#pragma GCC unroll 16
+        for (int p = 0; p < TILE; p++) rows[p] = *(const Row *)(tile + p * s->block + c);
+        NAME(transpose)(rows);
+        int64_t n = targets - c < TILE ? targets - c : TILE;
+        int32_t *to = drive + c * pixels_out;
+        for (int64_t i = 0; i < n; i++, to += pixels_out) {
+            Row row = rows[i] << shift;
+            if (pixels == TILE && add) *(Row *)to += row;
+            else if (pixels == TILE) *(Row *)to = row;
+            else for (int64_t p = 0; p < pixels; p++) to[p] = (add ? to[p] : 0) + row[p];
+        }
+    }
+}
+
 /* One image: event lists of all its pixels to the drive of `targets` neurons at every output pixel. */
 TARGET static void NAME(sum_image)(const Sums *s, const uint8_t *weight, int64_t targets, const uint16_t *lists,
                                    const int32_t *counts, uint32_t *rows, int32_t *tile, int32_t *drive)
@@ -75,6 +175,10 @@ TARGET static void NAME(sum_image)(const Sums *s, const uint8_t *weight, int64_t
         for (int64_t p = 0; p < pixels; p++) {
             int64_t n = NAME(collect_rows)(s, s->source + (first + p) * s->taps, lists, counts, rows);
             int32_t *out = tile + p * block;
+            if (!n) {
+                memset(out, 0, (size_t)block * sizeof *out);
+                continue;
+            }
             for (int64_t column = 0; column < block; column += COLUMNS) {
                 int64_t left = block - column < COLUMNS ? block - column : COLUMNS;
                 const uint8_t *from = weight + column;
@@ -86,7 +190,7 @@ TARGET static void NAME(sum_image)(const Sums *s, const uint8_t *weight, int64_t
                 }
             }
         }
-        write_tile(tile, pixels, block, targets, drive + first, s->pixels_out, (int32_t)1 << s->shift, s->add);
+        NAME(write_tile)(tile, s, pixels, targets, drive + first);
     }
 }
 
@@ -105,7 +209,7 @@ TARGET static int NAME(event_sums)(Sums *s)
         int64_t here = images - first < together ? images - first : together;
         for (int64_t i = 0; i < here; i++) {
             const uint8_t *x = s->x + (first + i) / s->samples * s->x_step + (first + i) % s->samples * s->x_sample;
-            s->events += list_events(x, s->channels, s->pixels_in, lists + i * size, counts + i * s->pixels_in);
+            s->events += NAME(list_events)(x, s->channels, s->pixels_in, lists + i * size, counts + i * s->pixels_in);
         }
         for (int64_t target = 0; target < s->targets; target += block) { /* weights of one block stay in the cache */
             const uint8_t *weight = s->weight + target * s->taps * s->channels;

@@ -1,8 +1,9 @@
 """The neuron loop of the fast engine: many steps of a block of neurons, in place.
 
-It is :func:`lapilli.arithmetic.neuron_step` in floating point, which is exact here: the integers stay below the
-mantissa's limit, ``(4096 - d) / 4096`` has 12 bits, and truncation is truncation. The range of the drive that really
-arrives tells before the loop whether a state can leave its width at all; only then does the loop look for it.
+A drive of int32 goes to the compiled kernel. Otherwise this is :func:`lapilli.arithmetic.neuron_step` in floating
+point, which is exact here: the integers stay below the mantissa's limit, ``(4096 - d) / 4096`` has 12 bits, and
+truncation is truncation. The range of the drive that really arrives tells before the loop whether a state can leave its
+width at all; only then does the loop look for it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from ...arithmetic import neuron_step, saturate, wrap
 from ...network import DECAY_ONE, IntArray, Population, Shape
+from . import kernels
 from .sums import FLOAT32_EXACT
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -22,23 +24,24 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass
 class State:
-    """Current and membrane of a population between blocks.
+    """Current and membrane of a population between blocks: int32 in the compiled kernels, else float64.
 
     Attributes
     ----------
-    u : float64 [B, *shape] or None
+    u : [B, *shape] or None
         None where the current has no memory (``du = 4096``).
-    v : float64 [B, *shape]
+    v : [B, *shape]
     """
 
-    u: npt.NDArray[np.float64] | None
-    v: npt.NDArray[np.float64]
+    u: Array | None
+    v: Array
 
     @classmethod
-    def at_rest(cls, population: Population, batch: int) -> State:
-        """State at the start of a window."""
+    def at_rest(cls, population: Population, batch: int, dtype: Any = np.float64, keep_u: bool = False) -> State:
+        """State at the start of a window; ``keep_u``: also the current without memory, for a trace of it."""
         size = (batch, *population.shape)
-        return cls(None if population.du == DECAY_ONE else np.zeros(size), np.full(size, float(population.v_init)))
+        u = np.zeros(size, dtype) if keep_u or population.du != DECAY_ONE else None
+        return cls(u, np.full(size, population.v_init, dtype))
 
     def of(self, samples: slice) -> State:
         """View of some samples."""
@@ -90,7 +93,7 @@ def run_neurons(population: Population, drive: Array, state: State, spikes: Arra
     Parameters
     ----------
     population : Population
-    drive : float32, float64 or int64 [t, b, *shape]
+    drive : int32, float32, float64 or int64 [t, b, *shape]
         ``I 2^f``; not changed.
     state : State
         ``[b, *shape]``
@@ -100,7 +103,12 @@ def run_neurons(population: Population, drive: Array, state: State, spikes: Arra
     """
     if not drive.size:
         return Events(0, 0)
-    if drive.dtype.kind == "i":
+    if drive.dtype == np.int32:
+        traces = (trace.current, trace.u, trace.v) if trace else None
+        bias = np.ascontiguousarray(np.broadcast_to(population.bias, population.shape), np.int32)
+        fired = spikes if population.spikes else None
+        return Events(*kernels.neuron_steps(population, drive, state.u, state.v, bias, fired, traces))
+    if drive.dtype == np.int64:
         return _reference_steps(population, drive, state, spikes, trace)
     reach = reach_of(population, drive, state)
     can_wrap = reach.u_low <= -population.v_max - 1 or reach.u_high > population.v_max + 1

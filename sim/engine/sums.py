@@ -1,12 +1,14 @@
 """Synapse sums of the fast engine: what arrives at a population, for many steps and samples at once.
 
-A sum of integers is a matrix product of floating-point numbers, and exact in any order of summation as long as no
-partial sum exceeds the mantissa. ``2^(e + f)`` is folded into the weights: it moves the exponent, not the mantissa.
+Spikes go through the compiled kernels, where those were built and the bounds say that 32 bits hold every sum. All else
+is NumPy: a sum of integers is a matrix product of floating-point numbers, and exact in any order of summation as long
+as no partial sum exceeds the mantissa. ``2^(e + f)`` is folded into the weights: it moves the exponent only.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
@@ -19,6 +21,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ...arithmetic import synapse_sum
 from ...bounds import largest_sum
 from ...network import INPUT, Connection, Conv2d, Dense, Network, Population, Scale, Shape, Synapse
+from . import kernels
+from .packing import Packed, pack
 
 Array: TypeAlias = npt.NDArray[Any]
 Sums: TypeAlias = Callable[[Array], Array]  # [t, b, *source] to [t, b, *target]
@@ -29,38 +33,61 @@ FLOAT64_EXACT = 2**52  # every integer up to this magnitude is a float64, and so
 
 @dataclass(frozen=True)
 class Prepared:
-    """A connection made ready for one number type."""
-
-    connection: Connection
-    sums: Sums
-    bytes_per_row: int  # buffers for one sample at one step
-
-
-class LayerSums:
-    """All connections into one population.
+    """A connection made ready for one number type.
 
     Attributes
     ----------
-    dtype : float32, float64 or int64
-        The narrowest in which every sum, over all connections together, is exact.
-    bytes_per_row : int
-        Memory that one sample at one step needs in :meth:`drive`.
+    sums : callable
+        In floating point, ``2^(e + f)`` included.
+    packed : Packed or None
+        For the compiled kernel; None where NumPy has to do.
     """
 
-    def __init__(self, network: Network, population: Population, frames: Array, constant: bool):
-        self._population = population
+    connection: Connection
+    shift: int
+    sums: Sums
+    packed: Packed | None
+    bytes_per_row: int  # buffers for one sample at one step
+
+
+class Synapses:
+    """All connections into one population, made ready once per network.
+
+    Attributes
+    ----------
+    compiled : bool
+        The population runs in the compiled kernels: sums and neurons, in int32.
+    dtype : float32, float64 or int64
+        The narrowest in which NumPy's sums, over all connections together, are exact.
+    bytes_per_row : int
+        Memory that one sample at one step needs in :meth:`LayerSums.drive`.
+    """
+
+    def __init__(self, network: Network, population: Population):
+        connections = list(network.incoming(population.name))
+        self.population = population
+        self.dtype = exact_dtype(network, population, connections)
+        self.compiled = kernels.fits(population, largest_total(network, population, connections))
+        self.prepared = [_prepare(network, population, c, self.dtype, self.compiled) for c in connections]
+        # The drive itself; in NumPy a second one while connections are added up, and a copy in float64 for the neurons.
+        own = population.size * (4 if self.compiled else 2 * self.dtype.itemsize + 8)
+        self.bytes_per_row = own + max((c.bytes_per_row for c in self.prepared), default=0)
+
+
+class LayerSums:
+    """All connections into one population, while a batch runs through it."""
+
+    def __init__(self, synapses: Synapses, frames: Array, constant: bool):
+        self._synapses = synapses
+        self._population = synapses.population
         self._frames = frames
         self._constant = constant
         self._at_rest: dict[tuple[str, int, int], Array] = {}
-        connections = list(network.incoming(population.name))
-        self.dtype = exact_dtype(network, population, connections)
-        self._prepared = [_prepare(network, population, c, self.dtype) for c in connections]
-        # The drive itself, a second one while connections are added up, and a copy in float64 for the neurons.
-        own = population.size * (2 * self.dtype.itemsize + 8)
-        self.bytes_per_row = own + max((c.bytes_per_row for c in self._prepared), default=0)
 
     def drive(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> Array:
-        """``I 2^f`` of a block, exact: dtype [t, b, *shape]; may be a read-only or strided view.
+        """``I 2^f`` of a block, exact: [t, b, *shape]; may be a read-only or strided view.
+
+        Valid until the next block of this thread. The numbers are int32 where the population runs in the compiled kernels, else of :attr:`Synapses.dtype`.
 
         Parameters
         ----------
@@ -69,54 +96,110 @@ class LayerSums:
         steps, samples : slice
         """
         size = (steps.stop - steps.start, samples.stop - samples.start, *self._population.shape)
+        if self._synapses.compiled:
+            return self._compiled_drive(sent, steps, samples, size)
         total: Array | None = None
-        for prepared in self._prepared:
+        for prepared in self._synapses.prepared:
             part = self._arriving(prepared, sent, steps, samples, size)
             total = part if total is None else total + part
-        return np.broadcast_to(np.zeros((), self.dtype), size) if total is None else total
+        return np.broadcast_to(np.zeros((), self._synapses.dtype), size) if total is None else total
+
+    def _compiled_drive(self, sent: Mapping[str, Array], steps: slice, samples: slice, size: Shape) -> Array:
+        """The same in int32: NumPy's part first, events onto it."""
+        by_events = [p for p in self._synapses.prepared if self._runs_on_events(p)]
+        rest = [p for p in self._synapses.prepared if not self._runs_on_events(p)]
+        parts = [self._arriving(p, sent, steps, samples, size) for p in rest]
+        if not by_events and len(parts) == 1:
+            return parts[0]
+        drive = _scratch(size)
+        written = bool(parts) or not by_events
+        if written:
+            np.copyto(drive, sum(parts[1:], start=parts[0]) if parts else 0)
+        for p in by_events:
+            delay = p.connection.delay
+            silent = min(max(delay - steps.start, 0), size[0])
+            if not written:
+                drive[:silent] = 0
+            source = self._frames if p.connection.source == INPUT else sent[p.connection.source]
+            x = source[max(steps.start - delay, 0) : max(steps.stop - delay, 0), samples]
+            assert p.packed is not None
+            kernels.event_sums(p.packed, x, drive[silent:], p.shift, add=written)
+            written = True
+        return drive
+
+    def _runs_on_events(self, p: Prepared) -> bool:
+        """Whether a connection carries spikes to a packed synapse; an input that never changes is summed once."""
+        if p.packed is None:
+            return False
+        return p.connection.source != INPUT or (self._frames.dtype == np.uint8 and not self._constant)
 
     def _arriving(
         self, prepared: Prepared, sent: Mapping[str, Array], steps: slice, samples: slice, size: Shape
     ) -> Array:
-        """Sums of one connection; before the first delayed spike can arrive they are zero."""
+        """Sums of one connection by NumPy; before the first delayed spike can arrive they are zero."""
         c = prepared.connection
         first, last = max(steps.start - c.delay, 0), max(steps.stop - c.delay, 0)
         silent = min(max(c.delay - steps.start, 0), size[0])
         if silent == size[0]:
-            return np.broadcast_to(np.zeros((), self.dtype), size)
+            return np.zeros(size, np.int32 if self._synapses.compiled else self._synapses.dtype)
         if c.source == INPUT and self._constant:
             key = (c.name, samples.start, samples.stop)
             if key not in self._at_rest:
-                self._at_rest[key] = prepared.sums(self._frames[:1, samples])
+                self._at_rest[key] = self._by_numpy(prepared, self._frames[:1, samples])
             arriving = np.broadcast_to(self._at_rest[key], (last - first, *size[1:]))
         else:
             source = self._frames if c.source == INPUT else sent[c.source]
-            arriving = prepared.sums(source[first:last, samples])
+            arriving = self._by_numpy(prepared, source[first:last, samples])
         if not silent:
             return arriving
-        delayed = np.zeros(size, self.dtype)
+        delayed = np.zeros(size, arriving.dtype)
         delayed[silent:] = arriving
         return delayed
+
+    def _by_numpy(self, prepared: Prepared, x: Array) -> Array:
+        sums = prepared.sums(x)
+        return np.ascontiguousarray(sums, np.int32) if self._synapses.compiled else sums
+
+
+_own = threading.local()
+
+
+def _scratch(size: Shape) -> npt.NDArray[np.int32]:
+    """This thread's buffer for the drive of a block: fresh memory costs more than the sums that go there."""
+    values = math.prod(size)
+    buffer = getattr(_own, "buffer", None)
+    if buffer is None or buffer.size < values:
+        buffer = _own.buffer = np.empty(values, np.int32)
+    return buffer[:values].reshape(size)
+
+
+def largest_total(network: Network, population: Population, connections: list[Connection]) -> int:
+    """Largest magnitude of ``I 2^f`` over all connections together, in any order of summation."""
+    return sum(largest_sum(network, c) << (population.fraction_bits + c.weight_exponent) for c in connections)
 
 
 def exact_dtype(network: Network, population: Population, connections: list[Connection]) -> np.dtype[Any]:
     """The narrowest type in which the total of all connections into a population is exact, in any order."""
     shifts = [population.fraction_bits + c.weight_exponent for c in connections]
-    total = sum(largest_sum(network, c) << shift for c, shift in zip(connections, shifts, strict=True))
+    total = largest_total(network, population, connections)
     if total > FLOAT64_EXACT:
         return np.dtype(np.int64)
     return np.dtype(np.float32 if total >> min(shifts, default=0) <= FLOAT32_EXACT else np.float64)
 
 
-def _prepare(network: Network, population: Population, connection: Connection, dtype: np.dtype[Any]) -> Prepared:
+def _prepare(
+    network: Network, population: Population, connection: Connection, dtype: np.dtype[Any], compiled: bool
+) -> Prepared:
     source, target = network.shape_of(connection.source), population.shape
     shift = population.fraction_bits + connection.weight_exponent
+    spikes = connection.source != INPUT or network.input.binary
+    packed = pack(connection.synapse, source, target) if compiled and spikes else None
     if dtype.kind == "i":
         sums, values = _exact_sums(connection.synapse, target, shift), 2 * math.prod(source)
     else:
         weight = connection.synapse.weight.astype(dtype) * dtype.type(2.0**shift)
         sums, values = prepare(connection.synapse, weight, source, target)
-    return Prepared(connection, sums, values * dtype.itemsize)
+    return Prepared(connection, shift, sums, packed, 0 if packed else values * dtype.itemsize)
 
 
 def _exact_sums(synapse: Synapse, target: Shape, shift: int) -> Sums:

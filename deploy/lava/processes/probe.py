@@ -30,7 +30,7 @@ class Probe(AbstractProcess):
     """
 
     def __init__(self, *, var: Var, path: str | Path, first: int, every: int, count: int, **options: Any) -> None:
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(count, *var.shape)).flush()
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(count, *map(int, var.shape))).flush()
         super().__init__(path=str(path), first=first, every=every, count=count, **options)
         self.state = RefPort(var.shape)
         self.state.connect_var(var)

@@ -34,7 +34,7 @@ class Recorder(AbstractProcess):
     def __init__(
         self, *, shape: tuple[int, ...], path: str | Path, dtype: Any, first: int, steps: int, **options: Any
     ) -> None:
-        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(steps, *shape)).flush()
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(steps, *map(int, shape))).flush()
         super().__init__(shape=shape, path=str(path), first=first, steps=steps, **options)
         self.a_in = InPort(shape=shape)
 

@@ -1,0 +1,575 @@
+"""From NIR's differential equations to steps: a float64 network of the description's form, which can be simulated.
+
+NIR says how a membrane moves in continuous time and nothing about steps. With the step ``dt``, ``k = dt / tau``
+("euler") or ``k = 1 - exp(-dt / tau)`` ("exponential"), and ``v`` counted from ``v_reset``, each node becomes
+
+    IF       v = v + dt r I
+    LIF      v = (1 - k) v + k (r I + v_leak - v_reset)
+    CubaLIF  u = (1 - k_syn) u + k_syn w_in S        v = (1 - k_mem) v + k_mem (r u + v_leak - v_reset)
+    I, LI, CubaLI                                    the same without spikes
+    Threshold                                        v = I
+
+and spikes where ``v > v_threshold - v_reset``. The factors before ``I`` go into the weights. Membranes start at
+``v_reset``, currents at 0. A cycle without a Delay node takes one step.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError, UnsupportedError
+from ..network import DECAY_ONE, INPUT, Reset, Shape
+from .folding import FloatArray
+from .nir_graph import INTEGRATORS, Graph, Node, population_name
+from .nir_linear import Gain, Operation, RealSynapse, compose, constant
+
+Discretization: TypeAlias = Literal["euler", "exponential"]
+NirReset: TypeAlias = Literal["subtract", "zero", "subtract-next"]
+MAX_PATHS = 4096  # chains of linear nodes between populations
+
+
+class NIRWarning(UserWarning):
+    """NIR and a description do not say the same; with ``strict`` this is an error."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RealPopulation:
+    """Real-valued neurons, in the words of :class:`lapilli.network.Population`.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+    reset : {"subtract", "zero", "none"}
+    threshold, reset_amount : float
+    keep_u, keep_v : float
+        What current and membrane keep from one step to the next.
+    bias : float64 [*shape]
+        Added to the membrane at every step.
+    """
+
+    name: str
+    shape: Shape
+    reset: Reset
+    threshold: float
+    reset_amount: float
+    keep_u: float
+    keep_v: float
+    bias: FloatArray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RealConnection:
+    """Real weights from a population (or the input) to another, with a delay in steps."""
+
+    source: str
+    target: str
+    name: str
+    synapse: RealSynapse
+    delay: int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RealNetwork:
+    """A NIR graph in steps: populations, connections and which population is read out.
+
+    ``notes`` is what had to be decided because NIR does not say it.
+    """
+
+    name: str
+    steps: int
+    input_shape: Shape
+    populations: tuple[RealPopulation, ...]
+    connections: tuple[RealConnection, ...]
+    readout: str
+    notes: tuple[str, ...] = ()
+
+    def simulate(self, x: npt.ArrayLike) -> tuple[dict[str, npt.NDArray[np.uint8]], FloatArray]:
+        """Run in float64, one step at a time.
+
+        Parameters
+        ----------
+        x : [B, *input_shape] (the same at every step) or [T, B, *input_shape]
+
+        Returns
+        -------
+        spikes : dict of uint8 [T, B, *shape]
+            Of every population that spikes.
+        scores : float64 [B, N]
+            Spike counts of the readout, or its last membrane.
+
+        Raises
+        ------
+        DataError
+            If the shape does not fit.
+        """
+        x = np.asarray(x)
+        n = len(self.input_shape)
+        if x.ndim not in (n + 1, n + 2) or x.shape[x.ndim - n :] != self.input_shape:
+            raise DataError(
+                f"input of shape {x.shape} does not fit: give [samples, *{self.input_shape}], or with steps"
+            )
+        if x.ndim == n + 2 and len(x) != self.steps:
+            raise DataError(f"the network runs {self.steps} steps; the input has {len(x)} frames")
+        frames = x if x.ndim == n + 2 else np.broadcast_to(x, (self.steps, *x.shape))
+        batch = frames.shape[1]
+        order = self.order()
+        shapes = {p.name: p.shape for p in self.populations}
+        sent: dict[str, list[npt.NDArray[np.uint8]]] = {p.name: [] for p in order}
+        u = {p.name: np.zeros((batch, *p.shape)) for p in order}
+        v = {p.name: np.zeros((batch, *p.shape)) for p in order}
+        incoming = {p.name: [c for c in self.connections if c.target == p.name] for p in order}
+        for step in range(self.steps):
+            for p in order:
+                current = np.zeros((batch, *p.shape))
+                for c in incoming[p.name]:
+                    if step >= c.delay:
+                        past = frames[step - c.delay] if c.source == INPUT else sent[c.source][step - c.delay]
+                        current += c.synapse(past.astype(np.float64), shapes[p.name])
+                u[p.name] = p.keep_u * u[p.name] + current
+                v[p.name] = p.keep_v * v[p.name] + u[p.name] + p.bias
+                spike = v[p.name] > p.threshold
+                if p.reset == "zero":
+                    v[p.name] = np.where(spike, 0.0, v[p.name])
+                elif p.reset == "subtract":
+                    v[p.name] = v[p.name] - p.reset_amount * spike
+                sent[p.name].append(spike.astype(np.uint8))
+        spikes = {p.name: np.stack(sent[p.name]) for p in self.populations if p.reset != "none"}
+        out = spikes[self.readout].sum(0, dtype=np.float64) if self.readout in spikes else v[self.readout]
+        return spikes, out.reshape(batch, -1)
+
+    def order(self) -> list[RealPopulation]:
+        """Populations so that connections without delay lead forward."""
+        waiting = {
+            p.name: sum(1 for c in self.connections if c.target == p.name and c.source != INPUT and c.delay == 0)
+            for p in self.populations
+        }
+        named = {p.name: p for p in self.populations}
+        ready = [name for name, n in waiting.items() if n == 0]
+        for name in ready:  # grows while it is walked
+            for c in self.connections:
+                if c.source == name and c.delay == 0:
+                    waiting[c.target] -= 1
+                    if waiting[c.target] == 0:
+                        ready.append(c.target)
+        return [named[name] for name in ready]
+
+
+@dataclass(frozen=True, eq=False)
+class _Dynamics:
+    """A node in steps: all arrays have the population's shape."""
+
+    keep_u: FloatArray
+    keep_v: FloatArray
+    gain: FloatArray  # before the sum of incoming connections
+    bias: FloatArray
+    threshold: FloatArray | None
+
+
+def discretize(
+    graph: Graph,
+    *,
+    steps: int,
+    dt: float,
+    reset: NirReset,
+    discretization: Discretization,
+    name: str = "network",
+    strict: bool = False,
+) -> RealNetwork:
+    """A NIR graph in steps of ``dt``.
+
+    Raises
+    ------
+    UnsupportedError
+        If a description cannot express a node, or, with ``strict``, if something had to be decided for NIR.
+    """
+    notes: list[str] = []
+    chains = _Chains(graph, dt)
+    neurons = [n for n in graph.nodes.values() if n.neuron]
+    names = {n.name: population_name(n) for n in neurons}
+    names[graph.only("Input")] = INPUT
+    populations: list[RealPopulation] = []
+    connections: list[RealConnection] = []
+    for node in neurons:
+        shape = graph.shapes[node.name]
+        dynamics = _DYNAMICS[node.kind](node, shape, dt, discretization)
+        made, into, more = _population(node, names[node.name], shape, dynamics, reset, chains, names)
+        populations += made
+        connections += into
+        notes += more
+    readout = _readout(graph, chains, names, populations, connections, notes)
+    _check_readouts(populations, connections)
+    connections = _with_delayed_cycles(connections, notes)
+    for note in notes:
+        if strict:
+            raise UnsupportedError(f"{note} (refused because of strict)")
+        warnings.warn(note, NIRWarning, stacklevel=3)
+    return RealNetwork(
+        name=name,
+        steps=steps,
+        input_shape=graph.shapes[graph.only("Input")],
+        populations=tuple(populations),
+        connections=tuple(_with_names(connections)),
+        readout=readout,
+        notes=tuple(notes),
+    )
+
+
+# ---- neurons
+
+
+def _lost(node: Node, key: str, tau: FloatArray, dt: float, how: Discretization) -> FloatArray:
+    """``k``: the part of a state that is lost in one step."""
+    if (tau <= 0).any():
+        raise UnsupportedError(f"{node.where}: {key} is not positive")
+    if how == "exponential":
+        return -np.expm1(-dt / tau)
+    lost = dt / tau
+    if (lost > 1 + 1e-6).any():
+        raise UnsupportedError(
+            f"{node.where}: dt {dt:g} is longer than {key} {tau.min():g}, which Euler's rule does not survive; "
+            "check the unit of dt, or take the exponential discretization"
+        )
+    return np.minimum(lost, 1.0)
+
+
+def _integrate(node: Node, shape: Shape, dt: float, how: Discretization) -> _Dynamics:  # noqa: ARG001
+    p = node.parameters(shape)
+    one = np.ones(shape)
+    return _Dynamics(0 * one, one, dt * p["r"], 0 * one, _threshold(p))
+
+
+def _leak(node: Node, shape: Shape, dt: float, how: Discretization) -> _Dynamics:
+    p = node.parameters(shape)
+    lost = _lost(node, "tau", p["tau"], dt, how)
+    return _Dynamics(np.zeros(shape), 1 - lost, lost * p["r"], lost * (p["v_leak"] - p["v_reset"]), _threshold(p))
+
+
+def _leak_with_current(node: Node, shape: Shape, dt: float, how: Discretization) -> _Dynamics:
+    p = node.parameters(shape)
+    lost = _lost(node, "tau_mem", p["tau_mem"], dt, how)
+    lost_u = _lost(node, "tau_syn", p["tau_syn"], dt, how)
+    gain = lost_u * p["w_in"] * lost * p["r"]
+    return _Dynamics(1 - lost_u, 1 - lost, gain, lost * (p["v_leak"] - p["v_reset"]), _threshold(p))
+
+
+def _compare(node: Node, shape: Shape, dt: float, how: Discretization) -> _Dynamics:  # noqa: ARG001
+    zero = np.zeros(shape)
+    return _Dynamics(zero, zero, zero + 1.0, zero, node.parameters(shape)["threshold"])
+
+
+def _threshold(p: dict[str, FloatArray]) -> FloatArray | None:
+    return p["v_threshold"] - p["v_reset"] if "v_threshold" in p else None
+
+
+_DYNAMICS: dict[str, Callable[[Node, Shape, float, Discretization], _Dynamics]] = {
+    "IF": _integrate,
+    "I": _integrate,
+    "LIF": _leak,
+    "LI": _leak,
+    "CubaLIF": _leak_with_current,
+    "CubaLI": _leak_with_current,
+    "Threshold": _compare,
+}
+
+
+def _uniform(node: Node, what: str, values: FloatArray) -> float:
+    """The one value of a population; they may differ by less than Loihi's decays can tell apart."""
+    least, most = float(values.min()), float(values.max())
+    if most - least > 1e-6 and round(least * DECAY_ONE) != round(most * DECAY_ONE):
+        raise UnsupportedError(
+            f"{node.where}: {what} differs between neurons ({least:.6g} to {most:.6g} is kept in a step); a population "
+            "has one; split it into nodes of equal time constants"
+        )
+    return (least + most) / 2
+
+
+def _population(
+    node: Node,
+    name: str,
+    shape: Shape,
+    dynamics: _Dynamics,
+    reset: NirReset,
+    chains: _Chains,
+    names: dict[str, str],
+) -> tuple[list[RealPopulation], list[RealConnection], list[str]]:
+    """A population, its incoming connections, and what had to be decided."""
+    keep_u = _uniform(node, "the current's decay", dynamics.keep_u)
+    keep_v = _uniform(node, "the membrane's decay", dynamics.keep_v)
+    gain, bias, threshold = dynamics.gain, dynamics.bias, 0.0
+    if dynamics.threshold is not None:
+        if (dynamics.threshold < 0).any():
+            raise UnsupportedError(f"{node.where}: a threshold is below the reset; the neuron would never stop spiking")
+        # Neurons with different thresholds have one, once everything that drives them is scaled.
+        threshold = float(dynamics.threshold.flat[0])
+        if (dynamics.threshold != threshold).any():
+            if (dynamics.threshold <= 0).any():
+                raise UnsupportedError(f"{node.where}: thresholds differ, and some are zero; a population has one")
+            gain, bias = gain * (threshold / dynamics.threshold), bias * (threshold / dynamics.threshold)
+    connections = []
+    for chain in chains.into(node.name):
+        plain = compose(
+            f"{node.where}: input from {chain.source!r}", chain.operations, chains.graph.shapes[chain.source]
+        )
+        synapse = plain.with_gain(gain)
+        if synapse is None:
+            raise UnsupportedError(
+                f"{node.where}: r, time constants, w_in or thresholds differ between neurons of a channel, which a "
+                "convolution cannot take in; make them equal in each channel"
+            )
+        connections.append(
+            RealConnection(source=names[chain.source], target=name, name="", synapse=synapse, delay=chain.delay)
+        )
+    drive = gain * chains.constant_into(node.name)
+    populations = []
+    if keep_u == 0.0:
+        bias = bias + drive
+    elif drive.any():
+        # A bias before a current that decays fills the current, so a population that always spikes sends it.
+        always = RealPopulation(
+            name=f"{name}.bias",
+            shape=(1,),
+            reset="zero",
+            threshold=0.5,
+            reset_amount=0.0,
+            keep_u=0.0,
+            keep_v=0.0,
+            bias=np.ones(1),
+        )
+        populations.append(always)
+        column = RealSynapse("dense", drive.reshape(-1, 1))
+        connections.append(RealConnection(source=always.name, target=name, name="", synapse=column))
+    kind, amount = _reset(node, reset, threshold, keep_v)
+    if reset == "subtract-next" and keep_v == 0.0 and kind == "subtract":
+        raise UnsupportedError(f"{node.where}: keeps nothing from step to step; 'subtract-next' has no meaning there")
+    populations.append(
+        RealPopulation(
+            name=name,
+            shape=shape,
+            reset=kind,
+            threshold=threshold,
+            reset_amount=amount,
+            keep_u=keep_u,
+            keep_v=keep_v,
+            bias=np.broadcast_to(bias, shape).copy(),
+        )
+    )
+    return populations, connections, []
+
+
+def _reset(node: Node, reset: NirReset, threshold: float, keep_v: float) -> tuple[Reset, float]:
+    if node.kind in INTEGRATORS:
+        return "none", 0.0
+    if node.kind == "Threshold" or reset == "zero":
+        return "zero", 0.0
+    if reset == "subtract-next" and keep_v > 0:
+        return "subtract", threshold / keep_v  # what is left of it one step later is the threshold
+    return "subtract", threshold
+
+
+# ---- what lies between neurons
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    source: str
+    operations: tuple[Operation, ...]
+    delay: int
+
+
+class _Chains:
+    """Chains of linear nodes and delays that lead into a node."""
+
+    def __init__(self, graph: Graph, dt: float) -> None:
+        self.graph, self.dt = graph, dt
+        self._known: dict[str, list[_Chain]] = {}
+        self._constants: dict[str, FloatArray] = {}
+
+    def into(self, name: str) -> list[_Chain]:
+        """All chains from neurons, or the input, to what enters ``name``."""
+        found = [chain for source in self.graph.sources(name) for chain in self._out_of(source)]
+        if len(found) > MAX_PATHS:
+            raise UnsupportedError(f"NIR node {name!r}: more than {MAX_PATHS} paths lead there")
+        return found
+
+    def _out_of(self, name: str) -> list[_Chain]:
+        node = self.graph.nodes[name]
+        if node.neuron or node.kind == "Input":
+            return [_Chain(name, (), 0)]
+        if name not in self._known:
+            self._visit(name, self._known)
+        return self._known[name]
+
+    def _visit(self, name: str, known: dict[str, list[_Chain]]) -> None:
+        """Chains out of the linear nodes before ``name``, the farthest first (no recursion: chains may be long)."""
+        stack, entered = [name], set[str]()
+        while stack:
+            current = stack[-1]
+            before = [s for s in self.graph.sources(current) if not self._ends(s) and s not in known]
+            if current not in entered and before:
+                entered.add(current)
+                stack += before
+                continue
+            if before:
+                raise UnsupportedError(f"NIR node {current!r}: is on a cycle without neurons")
+            stack.pop()
+            if current in known:
+                continue
+            node = self.graph.nodes[current]
+            operation = self.graph.operations.get(current)
+            more = (operation,) if operation else ()
+            delay = self._delay(node)
+            known[current] = [_Chain(c.source, c.operations + more, c.delay + delay) for c in self.into(current)]
+            enters = np.zeros(self._enters(current))
+            for s in self.graph.sources(current):
+                enters = enters + self._constant_out_of(s)
+            self._constants[current] = constant(operation, enters, self.graph.shapes[current]) if operation else enters
+
+    def _ends(self, name: str) -> bool:
+        node = self.graph.nodes[name]
+        return node.neuron or node.kind == "Input"
+
+    def _enters(self, name: str) -> Shape:
+        return self.graph.shapes[self.graph.sources(name)[0]]
+
+    def _constant_out_of(self, name: str) -> FloatArray:
+        if self._ends(name):
+            return np.zeros(self.graph.shapes[name])
+        self._out_of(name)
+        return self._constants[name]
+
+    def constant_into(self, name: str) -> FloatArray:
+        """What biases on the way bring to ``name`` at every step."""
+        total = np.zeros(self._enters(name))
+        for source in self.graph.sources(name):
+            total = total + self._constant_out_of(source)
+        return total
+
+    def _delay(self, node: Node) -> int:
+        if node.kind != "Delay":
+            return 0
+        steps = node.numbers("delay") / self.dt
+        whole = int(np.rint(steps.flat[0]))
+        if (np.abs(steps - whole) > 1e-3).any() or whole < 0:
+            raise UnsupportedError(
+                f"{node.where}: delays of {steps.min():g} to {steps.max():g} steps (dt {self.dt:g}); "
+                "a connection has one delay, a whole number of steps"
+            )
+        return whole
+
+
+def _readout(
+    graph: Graph,
+    chains: _Chains,
+    names: dict[str, str],
+    populations: list[RealPopulation],
+    connections: list[RealConnection],
+    notes: list[str],
+) -> str:
+    """The population that the Output reads; linear nodes before it become an accumulator of their own."""
+    output = graph.only("Output")
+    into = chains.into(output)
+    plain = len(into) == 1 and into[0].delay == 0
+    if plain and all(not isinstance(o, Gain) and type(o).__name__ == "Reshape" for o in into[0].operations):
+        if names[into[0].source] == INPUT:
+            raise UnsupportedError("the NIR graph has no neurons between its Input and its Output")
+        return names[into[0].source]
+    if not into:
+        raise UnsupportedError("nothing leads to the NIR graph's Output")
+    name = "readout"
+    while name in names.values():
+        name += "_"
+    notes.append(
+        f"the NIR Output is not fed by one neuron node; its input is summed over all steps in a population {name!r} "
+        "that does not spike"
+    )
+    shape = graph.shapes[output]
+    for chain in into:
+        synapse = compose(
+            f"NIR node {output!r}: input", chain.operations or (Gain(np.ones(1)),), graph.shapes[chain.source]
+        )
+        connections.append(
+            RealConnection(source=names[chain.source], target=name, name="", synapse=synapse, delay=chain.delay)
+        )
+    populations.append(
+        RealPopulation(
+            name=name,
+            shape=shape,
+            reset="none",
+            threshold=0.0,
+            reset_amount=0.0,
+            keep_u=0.0,
+            keep_v=1.0,
+            bias=chains.constant_into(output),
+        )
+    )
+    return name
+
+
+def _check_readouts(populations: list[RealPopulation], connections: list[RealConnection]) -> None:
+    silent = {p.name for p in populations if p.reset == "none"}
+    for c in connections:
+        if c.source in silent:
+            raise UnsupportedError(
+                f"NIR node {c.source!r} does not spike and feeds {c.target!r}; a description sends spikes only, "
+                "so I, LI and CubaLI are readouts"
+            )
+
+
+def _with_delayed_cycles(connections: list[RealConnection], notes: list[str]) -> list[RealConnection]:
+    """A delay of one step on every connection that closes a cycle without one."""
+    out: dict[str, list[int]] = {}
+    for i, c in enumerate(connections):
+        if c.delay == 0 and c.source != c.target:
+            out.setdefault(c.source, []).append(i)
+    closing: set[int] = set()
+    done: set[str] = set()
+    for start in [INPUT, *out]:
+        path: dict[str, int] = {start: 0}  # the nodes on the way, with the number of followers already taken
+        while path and start not in done:
+            name = next(reversed(path))
+            followers = out.get(name, [])
+            if path[name] == len(followers):
+                del path[name]
+                done.add(name)
+                continue
+            i = followers[path[name]]
+            path[name] += 1
+            target = connections[i].target
+            if target in path:
+                closing.add(i)
+            elif target not in done:
+                path[target] = 0
+    for i in sorted(closing):
+        c = connections[i]
+        notes.append(
+            f"NIR nodes {c.source!r} and {c.target!r} are on a cycle without a Delay; the connection "
+            f"{c.source}->{c.target} was given one step"
+        )
+    return [
+        replace(c, delay=1) if i in closing or (c.source == c.target and c.delay == 0) else c
+        for i, c in enumerate(connections)
+    ]
+
+
+def _with_names(connections: list[RealConnection]) -> list[RealConnection]:
+    """Names as a description's connections have them; parallel ones are numbered."""
+    count: dict[str, int] = {}
+    named = []
+    for c in connections:
+        base = f"{c.source}->{c.target}"
+        count[base] = count.get(base, 0) + 1
+        named.append(replace(c, name=base if count[base] == 1 else f"{base}.{count[base]}"))
+    return named
+
+
+def lost_to_tau(lost: float, dt: float) -> float:
+    """The time constant of which Euler's rule loses the part ``lost`` in a step."""
+    return dt / lost if lost else math.inf
