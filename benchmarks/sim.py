@@ -1,9 +1,10 @@
-"""Speed of the simulator: the fast engine against the reference and ONNX Runtime, on two networks.
+"""Speed of the simulator, in ratios: every number is the median over repeats in which all contestants take turns.
 
-    python benchmarks/sim.py [--repeats 5] [--executors reference,fast,onnxruntime]
+    python benchmarks/sim.py [--repeats 5] [--only networks,sums,neurons] [--without lava,onnxruntime,torch]
 
-Prints sample-steps per second (samples x steps / wall-clock time; the median of the repeats, all executors in turn in
-every repeat, so that a busy machine slows all of them), and the ratio to the reference.
+Three tables: whole networks (the fast engine, compiled and in NumPy, ONNX Runtime, Lava), the event kernel on 3x3
+convolutions against PyTorch's float32 convolution, and the neuron loop. A busy machine slows all contestants; the
+load is printed beside the machine.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Synapse
+from lapilli.sim.engine import batched, kernels, threads
+from lapilli.sim.engine.packing import Packed, pack
 from lapilli.sim.executors import find
+
+
+PAUSE = 0.1  # seconds; thread pools of BLAS and ONNX Runtime spin on after their work
 
 
 def network(name: str, steps: int, net_input: Input, layers: list[tuple[Population, Synapse]], readout: str) -> Network:
@@ -77,46 +85,159 @@ def cases() -> list[tuple[Network, str, np.ndarray]]:
 
 
 def machine() -> str:
-    """One line about where the numbers come from."""
+    """Where the numbers come from, in three lines."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+
+    def value(key: str) -> str:
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+    wanted = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "asimd")
+    flags = " ".join(f for f in wanted if f in (value("flags") or value("Features")).split())
+    load = " ".join(f"{x:.1f}" for x in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
+    return (
+        f"{value('model name') or platform.machine()}, {os.cpu_count()} cores, load {load}; flags: {flags}\n"
+        f"Python {platform.python_version()}, NumPy {np.__version__}; kernels: {kernels.level_name()}, "
+        f"{threads.count()} threads for networks, 1 for the rest\n"
     )
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
-    return f"{model}, {os.cpu_count()} cores, BLAS threads {threads}, {versions}"
 
 
-def seconds(executor, network: Network, x: np.ndarray) -> float:
-    started = time.perf_counter()
-    executor(network, x)
-    return time.perf_counter() - started
+def in_turns(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each repeat; one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        for name, run in contestants.items():
+            time.sleep(PAUSE)
+            started = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def ratio(slow: list[float], quick: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slow, quick, strict=True))
+
+
+def on_numpy(network: Network, x: np.ndarray) -> object:
+    """The fast engine as it is where there was no compiler."""
+    level, kernels.level = kernels.level, -1
+    try:
+        return find("fast")(network, x)
+    finally:
+        kernels.level = level
+
+
+def lava_steps_per_second(network: Network, x: np.ndarray) -> float:
+    """What Lava's own runtime does, its compilation and start left out: a second and a third sample."""
+    from lapilli.deploy.lava.executor import Job, run_jobs
+
+    (run,) = run_jobs([Job(network, x[:, :3] if x.ndim > len(network.input.shape) + 1 else x[:3])])
+    assert run.steps_per_second is not None
+    return run.steps_per_second
+
+
+def networks(repeats: int, without: list[str]) -> None:
+    print(f"{'network':<16}{'run':<22}{'executor':<14}{'sample-steps/s':>15}{'fast is':>12}  spike rates")
+    for network, what, x in cases():
+        runs = {"fast": partial(find("fast"), network, x), "NumPy": partial(on_numpy, network, x)}
+        if "onnxruntime" not in without:
+            runs["onnxruntime"] = partial(find("onnxruntime"), network, x)
+        times = in_turns(runs, repeats)
+        rates = " ".join(f"{s.mean():.3f}" for s in find("fast")(network, x).spikes.values())
+        work = x.shape[-len(network.input.shape) - 1] * network.steps
+        for name, seconds in times.items():
+            speed, gain = work / statistics.median(seconds), ratio(seconds, times["fast"])
+            print(f"{network.name:<16}{what:<22}{name:<14}{speed:>15,.0f}{gain:>11.1f}x  {rates}")
+        if network.name == "784-512-512-10" and "lava" not in without:
+            own = x if x.shape[1] >= 3 else np.repeat(x, 3, axis=1)
+            lava = statistics.median(lava_steps_per_second(network, own) for _ in range(min(repeats, 3)))
+            speed = work / statistics.median(times["fast"])
+            print(f"{network.name:<16}{what:<22}{'lava':<14}{lava:>15,.0f}{speed / lava:>11.1f}x  {rates}")
+
+
+def sums(repeats: int, without: list[str]) -> None:
+    """3x3 convolutions, C to C channels; the drive goes through one block in the cache, as it does in the engine."""
+    print(f"\n{'3x3 convolution':<22}{'density':>8}{'G additions/s':>15}{'ns per neuron':>15}{'PyTorch is beaten':>19}")
+    rng = np.random.default_rng(2)
+    for channels, size, images in ((64, 32, 40), (128, 16, 40), (256, 8, 80), (512, 4, 160)):
+        synapse = Conv2d(rng.integers(-128, 128, (channels, channels, 3, 3)), padding=1)
+        shape = (channels, size, size)
+        packed = pack(synapse, shape, shape)
+        assert packed is not None
+        drive = np.empty((1, batched.CACHE_BYTES // (4 * channels * size**2), *shape), np.int32)
+        for density in (0.005, 0.02, 0.05, 0.1):
+            x = (rng.random((1, images, *shape)) < density).astype(np.uint8)
+            under = packed.source[packed.source >= 0]
+            additions = int(x.sum(axis=(0, 1, 2)).ravel()[under].sum()) * channels
+            runs = {"fast": partial(event_convolution, packed, x, drive)}
+            if "torch" not in without:
+                runs["torch"] = torch_convolution(x.reshape(-1, *shape), synapse)
+            times = in_turns(runs, repeats)
+            seconds = statistics.median(times["fast"])
+            beaten = f"{ratio(times['torch'], times['fast']):.1f}x" if "torch" in times else "-"
+            what = f"{channels} channels, {size}x{size}"
+            rate, each = additions / seconds / 1e9, seconds / x.size * 1e9
+            print(f"{what:<22}{density:>8.1%}{rate:>15.1f}{each:>15.2f}{beaten:>19}")
+
+
+def event_convolution(packed: Packed, x: np.ndarray, drive: np.ndarray) -> None:
+    at_once = drive.shape[1]
+    for first in range(0, x.shape[1], at_once):
+        part = x[:, first : first + at_once]
+        kernels.event_sums(packed, part, drive[:, : part.shape[1]], 6, add=False)
+
+
+def torch_convolution(x: np.ndarray, synapse: Conv2d) -> Callable[[], object]:
+    """PyTorch's float32 convolution on one thread, in its faster memory format (channels last)."""
+    import torch
+
+    torch.set_num_threads(1)
+    images = torch.from_numpy(x.astype(np.float32)).to(memory_format=torch.channels_last)
+    weight = torch.from_numpy(synapse.weight.astype(np.float32)).to(memory_format=torch.channels_last)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return torch.nn.functional.conv2d(images, weight, padding=synapse.padding)
+
+    return run
+
+
+def neurons(repeats: int) -> None:
+    print(f"\n{'neuron loop':<44}{'G updates/s':>12}")
+    rng = np.random.default_rng(3)
+    drive = rng.integers(-20_000, 30_000, (20, 4, 4096)).astype(np.int32)
+    spikes = np.zeros(drive.shape, np.uint8)
+    for what, du, dv in (
+        ("integrate and fire", 4096, 0),
+        ("leaky membrane", 4096, 256),
+        ("leaky membrane, decaying current", 1024, 256),
+    ):
+        p = Population(name="p", shape=(4096,), threshold=100_000, reset_amount=90_000, du=du, dv=dv)
+        u, v = (np.zeros((4, 4096), np.int32) for _ in range(2))
+        bias = np.zeros(4096, np.int32)
+        run = partial(kernels.neuron_steps, p, drive, None if du == 4096 else u, v, bias, spikes, None)
+        seconds = statistics.median(in_turns({"fast": run}, repeats)["fast"])
+        print(f"{what:<44}{drive.size / seconds / 1e9:>12.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--executors", default="reference,fast,onnxruntime")
+    parser.add_argument("--only", default="networks,sums,neurons", help="tables to print")
+    parser.add_argument("--without", default="", help="contestants to leave out: lava, onnxruntime, torch")
     options = parser.parse_args()
-    names = options.executors.split(",")
-    executors = {name: find(name) for name in names}
+    tables, without = options.only.split(","), options.without.split(",")
     print(machine())
-    print(f"{'network':<16}{'run':<22}{'executor':<14}{'sample-steps/s':>16}{'x ' + names[0]:>14}  spike rates")
-    for network, what, x in cases():
-        recording = executors["fast" if "fast" in executors else names[0]](network, x)  # and warm up
-        rates = " ".join(f"{s.mean():.3f}" for s in recording.spikes.values())
-        for executor in executors.values():
-            executor(network, x[:, :1] if x.ndim == len(network.input.shape) + 2 else x[:1])
-        times = {name: [] for name in names}
-        for _ in range(options.repeats):
-            for name, executor in executors.items():
-                times[name].append(seconds(executor, network, x))
-        samples = x.shape[-len(network.input.shape) - 1]
-        for name in names:
-            speed = samples * network.steps / statistics.median(times[name])
-            ratio = statistics.median(a / b for a, b in zip(times[names[0]], times[name], strict=True))
-            print(f"{network.name:<16}{what:<22}{name:<14}{speed:>16,.0f}{ratio:>14.1f}  {rates}")
+    if "networks" in tables:
+        networks(options.repeats, without)
+    if not kernels.available():
+        print("\nno compiled kernels: nothing to show of them")
+        return
+    if "sums" in tables:
+        sums(options.repeats, without)
+    if "neurons" in tables:
+        neurons(options.repeats)
 
 
 if __name__ == "__main__":

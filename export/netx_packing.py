@@ -11,36 +11,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ..validation import IntArray
 
 LOW, HIGH_MIXED, HIGH = -256, 254, 255  # Loihi's 8-bit weights: of both signs (even ones), of one sign
 
 
-def run_weights(*parts: IntArray) -> list[IntArray] | None:
+def run_weights(*parts: IntArray) -> list[npt.NDArray[np.float64]] | None:
     """The matrices that Lava multiplies with after lava-dl has packed them; None if it cannot pack them.
 
     Parameters
     ----------
     *parts : int64 [N_out, N_in]
         One matrix; for a recurrent layer the forward and the recurrent one, which lava-dl packs together.
+
+    Returns
+    -------
+    list of float64 [N_out, N_in]
+        In units of the file's weights; exact, a fraction where the low bits got lost.
     """
     weight = np.hstack(parts)
     low, high = int(weight.min()), int(weight.max())
     mixed = low < 0 <= high
     if (low == 0 and high == 0) or low < LOW or high > (HIGH_MIXED if mixed else HIGH):
         return None
-    if mixed:
-        scale = min(127 / high if high else np.inf, -128 / low)
-    else:
-        scale = LOW / low if high < 0 else HIGH / high
+    one_sign = LOW / low if high < 0 else HIGH / high if high else np.inf
+    scale = min(127 / high if high else np.inf, -128 / low) if mixed else one_sign
     shift = int(np.floor(np.log2(scale))) + mixed
     free = next((n for n in range(8, 0, -1) if not np.any(weight % 2**n)), 0) - mixed
     bits = 8 - shift - free
     if shift < 0:
         return None
     made = [_stored(part << shift, bits) for part in parts]
-    return None if any(m is None for m in made) else [m >> shift for m in made if m is not None]
+    return None if any(m is None for m in made) else [m / 2**shift for m in made if m is not None]
 
 
 def _stored(weight: IntArray, bits: int) -> IntArray | None:
@@ -76,7 +80,7 @@ def why_inexact(parts: Sequence[IntArray]) -> str | None:
         )
     wrong = next((p[m != p], m[m != p]) for m, p in zip(made, parts, strict=True) if np.any(m != p))
     return (
-        f"lava-dl's loader would run its weight {int(wrong[0][0])} as {int(wrong[1][0])}: it packs a matrix without "
+        f"lava-dl's loader would run its weight {int(wrong[0][0])} as {wrong[1][0]:g}: it packs a matrix without "
         f"positive weights whose smallest is minus a power of two into one bit too few; change {low} to {low + 1}, or "
         "give the matrix one positive weight"
     )

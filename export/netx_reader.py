@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import FileFormatError, UnsupportedError
 from ..network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
@@ -186,8 +187,8 @@ def _network(
         name=beside.get("name", path.stem[:200]),
         steps=steps,
         input=made,
-        populations=reading.populations,
-        connections=reading.connections,
+        populations=tuple(reading.populations),
+        connections=tuple(reading.connections),
         readout=readout,
         labels=tuple(beside.get("labels", ())),
         metadata=metadata if isinstance(metadata, dict) and metadata else {"source": f"lava-dl .net file {path.name}"},
@@ -287,9 +288,7 @@ def _read_dense(section: Section, index: int, reading: _Reading) -> None:
     if weight.shape[1] != math.prod(reading.shape):
         section.refuse(f"takes {weight.shape[1]} inputs and gets {math.prod(reading.shape)}", "weight")
     name, source = reading.name("dense", index), reading.source
-    population = _population(
-        section, name, (n_out,), section.section("neuron") if "neuron" in section.names else None
-    )
+    population = _population(section, name, (n_out,), section.section("neuron") if "neuron" in section.names else None)
     parts = [weight]
     if "weight_rec" in section.names:
         parts.append(_matrix(section, "weight_rec", n_out))
@@ -376,12 +375,12 @@ def _matrix(section: Section, key: str, n_out: int) -> IntArray:
     return weight
 
 
-def _fit(section: Section, key: str, weight: IntArray) -> tuple[IntArray, int]:
+def _fit(section: Section, key: str, weight: IntArray) -> tuple[npt.NDArray[np.int8], int]:
     """Weights as int8 and their exponent."""
     if weight.min() >= -128 and weight.max() <= 127:
-        return weight, 0
+        return weight.astype(np.int8), 0
     if not np.any(weight % 2):
-        return weight // 2, 1
+        return (weight // 2).astype(np.int8), 1
     raise UnsupportedError(
         f"{section.file}: {section.where}/{key}: weights {int(weight.min())}..{int(weight.max())} with odd ones among "
         "them need 9 bits; slayer writes even ones (quantize_8bit), so round them to even numbers"
@@ -396,7 +395,7 @@ def _by_delay(section: Section, source: str, target: str, weight: IntArray, dela
         Connection(
             source=source,
             target=target,
-            synapse=Dense(np.where(delay == d, fitted, 0)),
+            synapse=Dense(np.where(delay == d, fitted, np.int8(0))),
             weight_exponent=exponent,
             delay=int(d),
             name="" if len(waits) == 1 else f"{source}->{target}:delay{int(d)}",
@@ -410,7 +409,7 @@ def _delay(section: Section, shape: tuple[int, ...], ours: bool, population: Pop
     if "delay" not in section.names:
         return np.zeros(shape, np.int64)
     given = section.numbers("delay")
-    if not given.size or not (0 <= given.min() and np.floor(given.max()) <= MAX_DELAY):
+    if not given.size or not (given.min() >= 0 and np.floor(given.max()) <= MAX_DELAY):  # true for nan too
         section.refuse(f"has values outside 0..{MAX_DELAY} (lava-dl would clip them)", "delay")
     given = np.floor(given).astype(np.int64)  # as slayer does
     n_out, n_in = shape
@@ -479,14 +478,11 @@ def _bias(section: Section, shape: Shape) -> IntArray:
     if "bias" not in section.names:
         return np.zeros(1, np.int64)
     bias = section.integers("bias", *BIAS_INT16) << UNIT_BITS
-    if len(shape) == 3:
-        if bias.shape == shape[::-1]:  # Lava's order (X, Y, C)
-            return bias.transpose(2, 1, 0)
-        if bias.shape == (shape[0],):
-            return bias.reshape(-1, 1, 1)
-    elif bias.size in (1, shape[0]):
-        return bias.reshape(-1)
-    section.refuse(f"has shape {bias.shape} in a layer of shape {shape}", "bias")
+    if len(shape) == 3 and bias.shape == shape[::-1]:  # Lava's order (X, Y, C)
+        return bias.transpose(2, 1, 0)
+    if bias.size not in (1, shape[0]) or bias.ndim > 1:
+        section.refuse(f"has shape {bias.shape} in a layer of shape {shape}", "bias")
+    return bias.reshape(-1, *[1] * (len(shape) - 1))  # one per channel
 
 
 def _warn_of_packing(section: Section, parts: list[IntArray]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,22 @@ def save_net(network: Network, path: str | Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def round_to_net(network: Network) -> Network:
+    """The network with thresholds and biases rounded to multiples of 64, the grid of a ``.net`` file.
+
+    This is another network with other spikes: measure its accuracy again. The metadata say that it was rounded.
+    """
+    populations = tuple(
+        replace(
+            p,
+            threshold=min(round(p.threshold / UNIT) * UNIT, 2 ** (p.state_bits - 1) - UNIT),
+            bias=(np.rint(p.bias / UNIT) * UNIT).astype(np.int64),
+        )
+        for p in network.populations
+    )
+    return replace(network, populations=populations, metadata={**network.metadata, "rounded_to": UNIT})
 
 
 def message_bits(network: Network) -> int:
@@ -166,8 +182,8 @@ def _check_population(network: Network, p: Population) -> None:
     where = f"population {p.name!r}"
     if p.reset == "subtract":
         raise UnsupportedError(
-            f"{where}: soft reset (subtract); a .net file means Loihi's stock neuron, which resets to zero, and neither "
-            "lava-dl nor its loader has another; train with reset = 'zero', or deploy on Lava with lapilli's own Process"
+            f"{where}: soft reset (subtract); a .net file means Loihi's stock neuron, which resets to zero; lava-dl "
+            "has no other; train with reset = 'zero', or run it on Lava with lapilli's own Process (deploy --run)"
         )
     if p.v_init:
         raise UnsupportedError(
@@ -175,12 +191,16 @@ def _check_population(network: Network, p: Population) -> None:
         )
     if p.spikes and p.threshold % UNIT:
         raise UnsupportedError(
-            f"{where}: threshold {p.threshold} is not a multiple of 64; round it to {round(p.threshold / UNIT) * UNIT}"
+            f"{where}: threshold {p.threshold} is not a multiple of 64; round it to "
+            f"{round(p.threshold / UNIT) * UNIT} (lapilli.export.round_to_net rounds them all)"
         )
     mantissa = p.bias >> UNIT_BITS
     if np.any(p.bias % UNIT):
         wrong = int(p.bias.reshape(-1)[(p.bias % UNIT != 0).reshape(-1)][0])
-        raise UnsupportedError(f"{where}: bias {wrong} is not a multiple of 64; round it to {round(wrong / UNIT) * UNIT}")
+        raise UnsupportedError(
+            f"{where}: bias {wrong} is not a multiple of 64; round it to {round(wrong / UNIT) * UNIT} "
+            "(lapilli.export.round_to_net rounds them all)"
+        )
     if mantissa.min() < BIAS_LIMITS[0] or mantissa.max() > BIAS_LIMITS[1]:
         raise UnsupportedError(
             f"{where}: biases {int(p.bias.min())}..{int(p.bias.max())} are outside {BIAS_LIMITS[0] * UNIT}.."
@@ -241,7 +261,7 @@ def _dense(network: Network, forward: list[Connection], p: Population) -> Layer:
                 "channels as a 1x1 Conv2d with as many groups"
             )
     weight, delay = _merged(forward, p)
-    recurrent = list(c for c in network.incoming(p.name) if c.source == p.name)
+    recurrent = [c for c in network.incoming(p.name) if c.source == p.name]
     values: dict[str, Value] = {
         "shape": np.array([p.size], np.int64),
         "inFeatures": weight.shape[1],
@@ -309,7 +329,7 @@ def _conv(network: Network, c: Connection, p: Population) -> Layer:
         raise UnsupportedError(f"{where}: a convolution with recurrent connections; only dense layers have them")
     if c.delay:
         raise UnsupportedError(
-            f"{where}: delay {c.delay} on a convolution, which lava-dl's loader ignores; give the delay to a dense layer"
+            f"{where}: delay {c.delay} on a convolution, which lava-dl's loader ignores; move it to a dense layer"
         )
     if weight.min() < LOW or weight.max() > HIGH:
         raise UnsupportedError(

@@ -15,151 +15,23 @@ and spikes where ``v > v_threshold - v_reset``. The factors before ``I`` go into
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import DataError, UnsupportedError
+from ..errors import UnsupportedError
 from ..network import DECAY_ONE, INPUT, Reset, Shape
 from .folding import FloatArray
+from .nir_chains import Chains
 from .nir_graph import INTEGRATORS, Graph, Node, population_name
-from .nir_linear import Gain, Operation, RealSynapse, compose, constant
+from .nir_linear import Gain, RealSynapse, Reshape, compose
+from .nir_network import NIRWarning, RealConnection, RealNetwork, RealPopulation
 
 Discretization: TypeAlias = Literal["euler", "exponential"]
 NirReset: TypeAlias = Literal["subtract", "zero", "subtract-next"]
-MAX_PATHS = 4096  # chains of linear nodes between populations
-
-
-class NIRWarning(UserWarning):
-    """NIR and a description do not say the same; with ``strict`` this is an error."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RealPopulation:
-    """Real-valued neurons, in the words of :class:`lapilli.network.Population`.
-
-    Parameters
-    ----------
-    name : str
-    shape : tuple of int
-    reset : {"subtract", "zero", "none"}
-    threshold, reset_amount : float
-    keep_u, keep_v : float
-        What current and membrane keep from one step to the next.
-    bias : float64 [*shape]
-        Added to the membrane at every step.
-    """
-
-    name: str
-    shape: Shape
-    reset: Reset
-    threshold: float
-    reset_amount: float
-    keep_u: float
-    keep_v: float
-    bias: FloatArray
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RealConnection:
-    """Real weights from a population (or the input) to another, with a delay in steps."""
-
-    source: str
-    target: str
-    name: str
-    synapse: RealSynapse
-    delay: int = 0
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RealNetwork:
-    """A NIR graph in steps: populations, connections and which population is read out.
-
-    ``notes`` is what had to be decided because NIR does not say it.
-    """
-
-    name: str
-    steps: int
-    input_shape: Shape
-    populations: tuple[RealPopulation, ...]
-    connections: tuple[RealConnection, ...]
-    readout: str
-    notes: tuple[str, ...] = ()
-
-    def simulate(self, x: npt.ArrayLike) -> tuple[dict[str, npt.NDArray[np.uint8]], FloatArray]:
-        """Run in float64, one step at a time.
-
-        Parameters
-        ----------
-        x : [B, *input_shape] (the same at every step) or [T, B, *input_shape]
-
-        Returns
-        -------
-        spikes : dict of uint8 [T, B, *shape]
-            Of every population that spikes.
-        scores : float64 [B, N]
-            Spike counts of the readout, or its last membrane.
-
-        Raises
-        ------
-        DataError
-            If the shape does not fit.
-        """
-        x = np.asarray(x)
-        n = len(self.input_shape)
-        if x.ndim not in (n + 1, n + 2) or x.shape[x.ndim - n :] != self.input_shape:
-            raise DataError(
-                f"input of shape {x.shape} does not fit: give [samples, *{self.input_shape}], or with steps"
-            )
-        if x.ndim == n + 2 and len(x) != self.steps:
-            raise DataError(f"the network runs {self.steps} steps; the input has {len(x)} frames")
-        frames = x if x.ndim == n + 2 else np.broadcast_to(x, (self.steps, *x.shape))
-        batch = frames.shape[1]
-        order = self.order()
-        shapes = {p.name: p.shape for p in self.populations}
-        sent: dict[str, list[npt.NDArray[np.uint8]]] = {p.name: [] for p in order}
-        u = {p.name: np.zeros((batch, *p.shape)) for p in order}
-        v = {p.name: np.zeros((batch, *p.shape)) for p in order}
-        incoming = {p.name: [c for c in self.connections if c.target == p.name] for p in order}
-        for step in range(self.steps):
-            for p in order:
-                current = np.zeros((batch, *p.shape))
-                for c in incoming[p.name]:
-                    if step >= c.delay:
-                        past = frames[step - c.delay] if c.source == INPUT else sent[c.source][step - c.delay]
-                        current += c.synapse(past.astype(np.float64), shapes[p.name])
-                u[p.name] = p.keep_u * u[p.name] + current
-                v[p.name] = p.keep_v * v[p.name] + u[p.name] + p.bias
-                spike = v[p.name] > p.threshold
-                if p.reset == "zero":
-                    v[p.name] = np.where(spike, 0.0, v[p.name])
-                elif p.reset == "subtract":
-                    v[p.name] = v[p.name] - p.reset_amount * spike
-                sent[p.name].append(spike.astype(np.uint8))
-        spikes = {p.name: np.stack(sent[p.name]) for p in self.populations if p.reset != "none"}
-        out = spikes[self.readout].sum(0, dtype=np.float64) if self.readout in spikes else v[self.readout]
-        return spikes, out.reshape(batch, -1)
-
-    def order(self) -> list[RealPopulation]:
-        """Populations so that connections without delay lead forward."""
-        waiting = {
-            p.name: sum(1 for c in self.connections if c.target == p.name and c.source != INPUT and c.delay == 0)
-            for p in self.populations
-        }
-        named = {p.name: p for p in self.populations}
-        ready = [name for name, n in waiting.items() if n == 0]
-        for name in ready:  # grows while it is walked
-            for c in self.connections:
-                if c.source == name and c.delay == 0:
-                    waiting[c.target] -= 1
-                    if waiting[c.target] == 0:
-                        ready.append(c.target)
-        return [named[name] for name in ready]
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +63,7 @@ def discretize(
         If a description cannot express a node, or, with ``strict``, if something had to be decided for NIR.
     """
     notes: list[str] = []
-    chains = _Chains(graph, dt)
+    chains = Chains(graph, dt)
     neurons = [n for n in graph.nodes.values() if n.neuron]
     names = {n.name: population_name(n) for n in neurons}
     names[graph.only("Input")] = INPUT
@@ -200,10 +72,9 @@ def discretize(
     for node in neurons:
         shape = graph.shapes[node.name]
         dynamics = _DYNAMICS[node.kind](node, shape, dt, discretization)
-        made, into, more = _population(node, names[node.name], shape, dynamics, reset, chains, names)
-        populations += made
+        ours, into = _population(node, names[node.name], shape, dynamics, reset, chains, names)
+        populations += ours
         connections += into
-        notes += more
     readout = _readout(graph, chains, names, populations, connections, notes)
     _check_readouts(populations, connections)
     connections = _with_delayed_cycles(connections, notes)
@@ -211,7 +82,7 @@ def discretize(
         if strict:
             raise UnsupportedError(f"{note} (refused because of strict)")
         warnings.warn(note, NIRWarning, stacklevel=3)
-    return RealNetwork(
+    made = RealNetwork(
         name=name,
         steps=steps,
         input_shape=graph.shapes[graph.only("Input")],
@@ -220,9 +91,7 @@ def discretize(
         readout=readout,
         notes=tuple(notes),
     )
-
-
-# ---- neurons
+    return replace(made, populations=tuple(made.order()))
 
 
 def _lost(node: Node, key: str, tau: FloatArray, dt: float, how: Discretization) -> FloatArray:
@@ -297,10 +166,10 @@ def _population(
     shape: Shape,
     dynamics: _Dynamics,
     reset: NirReset,
-    chains: _Chains,
+    chains: Chains,
     names: dict[str, str],
-) -> tuple[list[RealPopulation], list[RealConnection], list[str]]:
-    """A population, its incoming connections, and what had to be decided."""
+) -> tuple[list[RealPopulation], list[RealConnection]]:
+    """A population and its incoming connections; perhaps one more population, which sends a constant."""
     keep_u = _uniform(node, "the current's decay", dynamics.keep_u)
     keep_v = _uniform(node, "the membrane's decay", dynamics.keep_v)
     gain, bias, threshold = dynamics.gain, dynamics.bias, 0.0
@@ -361,7 +230,7 @@ def _population(
             bias=np.broadcast_to(bias, shape).copy(),
         )
     )
-    return populations, connections, []
+    return populations, connections
 
 
 def _reset(node: Node, reset: NirReset, threshold: float, keep_v: float) -> tuple[Reset, float]:
@@ -374,100 +243,9 @@ def _reset(node: Node, reset: NirReset, threshold: float, keep_v: float) -> tupl
     return "subtract", threshold
 
 
-# ---- what lies between neurons
-
-
-@dataclass(frozen=True, eq=False)
-class _Chain:
-    source: str
-    operations: tuple[Operation, ...]
-    delay: int
-
-
-class _Chains:
-    """Chains of linear nodes and delays that lead into a node."""
-
-    def __init__(self, graph: Graph, dt: float) -> None:
-        self.graph, self.dt = graph, dt
-        self._known: dict[str, list[_Chain]] = {}
-        self._constants: dict[str, FloatArray] = {}
-
-    def into(self, name: str) -> list[_Chain]:
-        """All chains from neurons, or the input, to what enters ``name``."""
-        found = [chain for source in self.graph.sources(name) for chain in self._out_of(source)]
-        if len(found) > MAX_PATHS:
-            raise UnsupportedError(f"NIR node {name!r}: more than {MAX_PATHS} paths lead there")
-        return found
-
-    def _out_of(self, name: str) -> list[_Chain]:
-        node = self.graph.nodes[name]
-        if node.neuron or node.kind == "Input":
-            return [_Chain(name, (), 0)]
-        if name not in self._known:
-            self._visit(name, self._known)
-        return self._known[name]
-
-    def _visit(self, name: str, known: dict[str, list[_Chain]]) -> None:
-        """Chains out of the linear nodes before ``name``, the farthest first (no recursion: chains may be long)."""
-        stack, entered = [name], set[str]()
-        while stack:
-            current = stack[-1]
-            before = [s for s in self.graph.sources(current) if not self._ends(s) and s not in known]
-            if current not in entered and before:
-                entered.add(current)
-                stack += before
-                continue
-            if before:
-                raise UnsupportedError(f"NIR node {current!r}: is on a cycle without neurons")
-            stack.pop()
-            if current in known:
-                continue
-            node = self.graph.nodes[current]
-            operation = self.graph.operations.get(current)
-            more = (operation,) if operation else ()
-            delay = self._delay(node)
-            known[current] = [_Chain(c.source, c.operations + more, c.delay + delay) for c in self.into(current)]
-            enters = np.zeros(self._enters(current))
-            for s in self.graph.sources(current):
-                enters = enters + self._constant_out_of(s)
-            self._constants[current] = constant(operation, enters, self.graph.shapes[current]) if operation else enters
-
-    def _ends(self, name: str) -> bool:
-        node = self.graph.nodes[name]
-        return node.neuron or node.kind == "Input"
-
-    def _enters(self, name: str) -> Shape:
-        return self.graph.shapes[self.graph.sources(name)[0]]
-
-    def _constant_out_of(self, name: str) -> FloatArray:
-        if self._ends(name):
-            return np.zeros(self.graph.shapes[name])
-        self._out_of(name)
-        return self._constants[name]
-
-    def constant_into(self, name: str) -> FloatArray:
-        """What biases on the way bring to ``name`` at every step."""
-        total = np.zeros(self._enters(name))
-        for source in self.graph.sources(name):
-            total = total + self._constant_out_of(source)
-        return total
-
-    def _delay(self, node: Node) -> int:
-        if node.kind != "Delay":
-            return 0
-        steps = node.numbers("delay") / self.dt
-        whole = int(np.rint(steps.flat[0]))
-        if (np.abs(steps - whole) > 1e-3).any() or whole < 0:
-            raise UnsupportedError(
-                f"{node.where}: delays of {steps.min():g} to {steps.max():g} steps (dt {self.dt:g}); "
-                "a connection has one delay, a whole number of steps"
-            )
-        return whole
-
-
 def _readout(
     graph: Graph,
-    chains: _Chains,
+    chains: Chains,
     names: dict[str, str],
     populations: list[RealPopulation],
     connections: list[RealConnection],
@@ -477,7 +255,7 @@ def _readout(
     output = graph.only("Output")
     into = chains.into(output)
     plain = len(into) == 1 and into[0].delay == 0
-    if plain and all(not isinstance(o, Gain) and type(o).__name__ == "Reshape" for o in into[0].operations):
+    if plain and all(isinstance(o, Reshape) for o in into[0].operations):
         if names[into[0].source] == INPUT:
             raise UnsupportedError("the NIR graph has no neurons between its Input and its Output")
         return names[into[0].source]
@@ -568,8 +346,3 @@ def _with_names(connections: list[RealConnection]) -> list[RealConnection]:
         count[base] = count.get(base, 0) + 1
         named.append(replace(c, name=base if count[base] == 1 else f"{base}.{count[base]}"))
     return named
-
-
-def lost_to_tau(lost: float, dt: float) -> float:
-    """The time constant of which Euler's rule loses the part ``lost`` in a step."""
-    return dt / lost if lost else math.inf

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ..bounds import population_bounds
 from ..errors import FileFormatError, MissingDependencyError, UnsupportedError
 from ..network import DECAY_ONE, INPUT, Connection, Network, Population, Shape
-from .nir_discretize import NIRWarning
+from .nir_network import NIRWarning
 
 OUTPUT = "output"
 

@@ -22,7 +22,8 @@ from .folding import Affine, FloatArray, Pair
 from .nir_linear import Gain, Operation, Pooling, Reshape
 
 MAX_NODES = 4096
-MAX_NEURONS = 2**26  # of one population
+MAX_VALUES = 2**24  # of one node, padding included
+MAX_VALUES_IN_ALL = 2**27
 NEURONS = ("IF", "LIF", "CubaLIF", "Threshold")
 INTEGRATORS = ("I", "LI", "CubaLI")
 _THROUGH = ("Input", "Output", "Delay")
@@ -171,7 +172,7 @@ def _write_out(tree: Mapping[str, Any], prefix: str, nodes: dict[str, Node], edg
     for a, b in joined:
         if a not in inside or b not in inside:
             raise FileFormatError(f"{where}: the edge {a!r} -> {b!r} has no node at one end")
-        edges.append((leaves.get(a, prefix + a), enters.get(b, prefix + b)))
+        edges.append((str(leaves.get(a, f"{prefix}{a}")), str(enters.get(b, f"{prefix}{b}"))))
 
 
 def _infer_shapes(graph: Graph) -> None:
@@ -181,6 +182,7 @@ def _infer_shapes(graph: Graph) -> None:
     for a, b in graph.edges:
         followers.setdefault(a, []).append(b)
     ready = [n.name for n in graph.nodes.values() if n.kind == "Input"]
+    left = MAX_VALUES_IN_ALL
     for name in ready:  # grows while it is walked
         node = graph.nodes[name]
         if name in graph.shapes:
@@ -190,8 +192,9 @@ def _infer_shapes(graph: Graph) -> None:
             check_shape(node.where, shape)
         except DescriptionError as error:
             raise FileFormatError(str(error)) from None
-        if math.prod(shape) > MAX_NEURONS:
-            raise FileFormatError(f"{node.where}: shape {shape} is more than {MAX_NEURONS} values")
+        left -= math.prod(shape)
+        if math.prod(shape) > MAX_VALUES or left < 0:
+            raise FileFormatError(f"{node.where}: shape {shape} is more than {MAX_VALUES} values, or all nodes are")
         ready += followers.get(name, [])
     lost = [name for name in graph.nodes if name not in graph.shapes]
     if lost:
@@ -235,6 +238,10 @@ def _shape(graph: Graph, node: Node, lift: bool) -> Shape:
         shape = operation.output_shape(source)
     except DescriptionError as error:
         raise FileFormatError(f"{node.where}: {error}") from None
+    if isinstance(operation, (Affine, Pooling)) and len(source) == 3:
+        padded = [n + 2 * p for n, p in zip(source[1:], operation.padding, strict=True)]
+        if source[0] * math.prod(padded) > MAX_VALUES:
+            raise FileFormatError(f"{node.where}: padding {operation.padding} makes more than {MAX_VALUES} values")
     graph.operations[node.name] = operation
     return shape
 
@@ -291,7 +298,7 @@ def _padding(node: Node, kernel: Shape, stride: Shape, dilation: Shape) -> tuple
 def _pooling(node: Node, source: Shape) -> Operation:  # noqa: ARG001
     size, stride = node.integers("kernel_size", 2), node.integers("stride", 2)
     padding = node.integers("padding", 2)
-    if min(*size, *stride) < 1 or min(padding) < 0 or max(*size, *padding) > 2**15:
+    if min(*size, *stride) < 1 or min(padding) < 0 or any(2 * p > k for p, k in zip(padding, size, strict=True)):
         raise FileFormatError(f"{node.where}: kernel {size}, stride {stride}, padding {padding} make no sense")
     factor = 1.0 if node.kind == "SumPool2d" else 1.0 / math.prod(size)
     return Pooling((size[0], size[1]), (stride[0], stride[1]), (padding[0], padding[1]), factor)

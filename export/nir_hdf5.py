@@ -45,9 +45,10 @@ def read_tree(path: str | Path) -> dict[str, Any]:
         if size > MAX_FILE_BYTES:
             raise FileFormatError(f"{path}: {size} bytes; a NIR file has at most {MAX_FILE_BYTES}")
         with h5py.File(path, "r") as file:
-            if not _is_hard(file, "node") or not isinstance(file["node"], h5py.Group):
+            root = file["node"] if _is_hard(file, "node") else None
+            if not isinstance(root, h5py.Group):
                 raise FileFormatError(f"{path}: has no group 'node'; it is HDF5, but not NIR")
-            return _Reader(path, size).group(file["node"], "node", 0)
+            return _Reader(path, size).group(root, "node", 0)
     except FileNotFoundError:
         raise FileFormatError(f"{path}: no such file") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError, OverflowError, MemoryError) as error:
@@ -75,7 +76,7 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise self.refuse(where, f"groups nest deeper than {MAX_DEPTH}")
         tree: dict[str, Any] = {}
-        for name in group:
+        for name in map(str, group):
             inside = f"{where}/{name}"
             self.items_left -= 1
             if self.items_left < 0:

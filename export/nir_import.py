@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy.typing as npt
+from pydantic import ValidationError
 
-from ..errors import FileFormatError, UnsupportedError
-from ..network import Network
-from .nir_discretize import Discretization, NirReset, NIRWarning, RealNetwork, discretize
+from ..errors import FileFormatError, RecipeError, UnsupportedError
+from ..network import MAX_STEPS, Network
+from .nir_discretize import Discretization, NirReset, discretize
 from .nir_graph import read_graph
+from .nir_network import NIRWarning, RealNetwork
 from .nir_quantize import quantize_real
 from .nir_record import read_record
 from .quantization import QuantizeConfig
@@ -73,6 +75,10 @@ def load_nir(
         If the file is missing, damaged, or not NIR.
     UnsupportedError
         If an argument is missing, or the graph has something that a description cannot express.
+    RecipeError
+        If a setting of the quantization is wrong.
+    DataError
+        If calibration data do not fit.
     """
     tree, called = _tree(source)
     said = {"steps": steps, "dt": dt, "reset": reset, "discretization": discretization}
@@ -83,7 +89,12 @@ def load_nir(
     real = _in_steps(tree, called, said, name, strict)
     if config is None:
         options = {"weight_bits": weight_bits, "input_range": input_range, "input_levels": input_levels}
-        config = QuantizeConfig.model_validate(options)
+        try:
+            config = QuantizeConfig.model_validate(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RecipeError(f"{where or 'quantization'}: {first['msg']}") from None
     origin = {"format": "NIR", "file": called, **said, "notes": list(real.notes)}
     return quantize_real(real, config, calibration, {"origin": origin})
 
@@ -108,8 +119,8 @@ def _in_steps(
     tree: Mapping[str, Any], called: str, said: Mapping[str, Any], name: str | None, strict: bool
 ) -> RealNetwork:
     _check_arguments(called, said)
-    graph = read_graph(tree)
     try:
+        graph = read_graph(tree)
         return discretize(graph, **said, name=name or Path(called).stem[:200], strict=strict)
     except (UnsupportedError, FileFormatError) as error:
         raise type(error)(f"{called}: {error}") from None
@@ -135,9 +146,11 @@ def _check_arguments(called: str, said: Mapping[str, Any]) -> None:
     if missing:
         needed = "; ".join(f"{key} ({why[key]})" for key in missing)
         raise UnsupportedError(f"{called}: NIR does not say, and lapilli does not guess, {needed}")
+    if isinstance(said["steps"], bool) or not isinstance(said["steps"], int) or not 1 <= said["steps"] <= MAX_STEPS:
+        raise UnsupportedError(f"steps {said['steps']!r}: give an integer in 1..{MAX_STEPS}")
     if said["reset"] not in get_args(NirReset):
         raise UnsupportedError(f"reset {said['reset']!r}: give {why['reset']}")
     if said["discretization"] not in get_args(Discretization):
         raise UnsupportedError(f"discretization {said['discretization']!r}: give {why['discretization']}")
-    if not 0 < said["dt"] < float("inf"):
+    if not isinstance(said["dt"], (int, float)) or not 0 < said["dt"] < float("inf"):
         raise UnsupportedError(f"dt {said['dt']!r}: give a positive number")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,7 @@ class RealSynapse:
     dilation: Pair = (1, 1)
     groups: int = 1
 
-    def integers(self, weight: npt.NDArray[np.int64]) -> Synapse:
+    def integers(self, weight: npt.NDArray[Any]) -> Synapse:
         """The description's synapse of this geometry."""
         if self.kind == "scale":
             return Scale(weight)
@@ -139,7 +139,9 @@ class RealSynapse:
         c_out, c_in, k_y, k_x = self.weight.shape
         padded = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
         spans = ((k_y - 1) * dy + 1, (k_x - 1) * dx + 1)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))[:, :, ::sy, ::sx, ::dy, ::dx]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, (2, 3))[  # pyright: ignore
+            :, :, ::sy, ::sx, ::dy, ::dx
+        ]
         total = np.empty((len(x), *target))
         per_group = c_out // self.groups
         for g in range(self.groups):
@@ -233,6 +235,10 @@ def _joined(first: Affine, then: Affine, source: Shape) -> Affine | None:
     if not depthwise or first.padding != (0, 0) or first.dilation != (1, 1) or (first.weight != factor).any():
         return None
     y, x = first.weight.shape[2:]
+    (k_y, k_x), (d_y, d_x), (s_y, s_x) = then.weight.shape[2:], then.dilation, first.stride
+    kernel = ((k_y - 1) * d_y * s_y + y) * ((k_x - 1) * d_x * s_x + x)
+    if kernel * math.prod(then.weight.shape[:2]) > MAX_DENSE:
+        return None
     scaled = replace(then, weight=then.weight * factor)
     try:
         merged, needed = pool_then_conv(Pool((y, x), first.stride, divisor=1), scaled, source)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from ..errors import RecipeError, UnsupportedError
 from ..network import DECAY_ONE, INPUT, Connection, Input, Network, Population, Readout
 from .folding import FloatArray
-from .nir_discretize import RealConnection, RealNetwork, RealPopulation
 from .nir_linear import RealSynapse
+from .nir_network import RealConnection, RealNetwork, RealPopulation
 from .quantization import (
     BIAS_EXPONENT,
     BIAS_MANTISSA,
@@ -29,13 +29,12 @@ from .quantization import (
     STATE_BITS,
     STEP,
     THRESHOLD_MANTISSA,
+    WEIGHT_EXPONENT,
     QuantizeConfig,
     _bias_exponent,
     _input,
     _weight_scale,
 )
-
-MAX_EXPONENT = 7  # LOIHI: the largest weight exponent
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ class _Weights:
     high: int
 
     def exponent(self, scale: float) -> int:
-        return max(0, math.ceil(math.log2(scale / self.finest) - 1e-9))
+        return 0 if scale <= self.finest else max(0, math.ceil(math.log2(scale / self.finest) - 1e-9))
 
     def integers(self, scale: float) -> npt.NDArray[np.int64]:
         limit = 2 ** (self.bits - 1) - 1
@@ -123,7 +122,11 @@ def _quantized(
             raise UnsupportedError(f"{where}: weights from {c.source!r} are not finite")
         if synapse.weight.any():  # a connection of zeros is none
             finest = _weight_scale(synapse.weight, 2 ** (bits - 1) - 1, config)
+            if not 0 < finest < math.inf:
+                raise UnsupportedError(f"{where}: weights from {c.source!r} are too small for double precision")
             weights.append(_Weights(c, synapse, bits, finest, low, high))
+    if not np.isfinite([p.threshold, p.reset_amount]).all() or not np.isfinite(bias).all():
+        raise UnsupportedError(f"{where}: its bias or threshold is not finite")
     if not weights and into and not bias.any():
         raise UnsupportedError(f"{where}: all weights into it are zero; nothing can be quantized")
     scale, limited_by = _scale(p, weights, bias, steps, bits)
@@ -182,7 +185,7 @@ def _on_integers(
     """Weights on the input's integers ``q`` where the real input is ``zero + scale q``, and what ``zero`` adds."""
     if net_input.scale.size != 1:
         raise RecipeError("input_mean and input_std: give one number each; channels cannot differ with NIR")
-    synapse = RealSynapse(**{**vars(c.synapse), "weight": c.synapse.weight * float(net_input.scale.flat[0])})
+    synapse = replace(c.synapse, weight=c.synapse.weight * float(net_input.scale.flat[0]))
     if not net_input.zero.any():
         return synapse, None
     if p.keep_u != 0.0 or c.delay:
@@ -203,8 +206,8 @@ def _scale(p: RealPopulation, weights: list[_Weights], bias: FloatArray, steps: 
     # The largest weights fill their bits; smaller ones elsewhere may ask for a larger m and leave the exponent to them.
     coarse, fine = min(w.finest for w in weights), max(w.finest for w in weights)
     least = coarse * 2 ** (8 - bits)  # fewer bits take the upper ones of 8, so that thresholds keep their resolution
-    ratio = math.floor(math.log2(fine / coarse) + 1e-9)
-    scale, limited_by = coarse * 2 ** min(max(ratio, 8 - bits), MAX_EXPONENT), "weights"
+    ratio = math.floor(math.log2(fine) - math.log2(coarse) + 1e-9)
+    scale, limited_by = coarse * 2 ** min(max(ratio, 8 - bits), WEIGHT_EXPONENT), "weights"
     while scale > least and (_ceiling(scale, ceilings) or _overflows(p, weights, bias, scale, steps)):
         scale /= 2
     tightest = _ceiling(scale, ceilings)

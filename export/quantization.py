@@ -307,9 +307,10 @@ def _quantize_layer(
     largest = max(float(np.abs(w).max()) for w in weights)
     if largest == 0:
         raise UnsupportedError(f"{where}: all weights are zero; nothing can be quantized")
-    finer = 8 - bits  # the weight exponent
-    # S is the least of these: each is where something is full.
     full = [_weight_scale(w, limit, config) if w.any() else math.inf for w in weights]
+    # The weight exponent; less where branches differ so much that the coarsest would need more than there are.
+    finer = max(0, min(8 - bits, WEIGHT_EXPONENT - _coarser(max(s for s in full if s < math.inf), min(full))))
+    # S is the least of these: each is where something is full.
     ceilings = {"weights": _joint_scale(weights, full, limit, WEIGHT_EXPONENT - finer)}
     if np.any(bias):
         ceilings["bias"] = BIAS_MANTISSA * 2**BIAS_EXPONENT / (2**finer * STEP * float(np.abs(bias).max()))

@@ -21,9 +21,7 @@ _PLACES = {
 _NEEDS = {"lava": "lava"}
 _PACKAGE = __name__.partition(".")[0]
 
-LAVA_REMEDY = (
-    "install it with pip install 'lapilli[lava]' on Python 3.10, or with uv (its overrides let it run on later Pythons)"
-)
+LAVA_REMEDY = "in a checkout of lapilli `uv sync` brings it; with pip, on Python 3.10: pip install 'lapilli[lava]'"
 _REMEDIES = {
     "lava": LAVA_REMEDY,
     "torch": "pip install torch",

@@ -25,7 +25,9 @@ def net_networks(draw, *, delays=True, recurrent=True):
     def weights(size):
         sign = draw(st.sampled_from(("mixed", "mixed", "positive", "negative")))
         most = draw(st.sampled_from((127, 100, 20, 3)))
-        w = rng.integers({"mixed": -most, "positive": 0, "negative": -most}[sign], {"negative": 0}.get(sign, most) + 1, size)
+        w = rng.integers(
+            {"mixed": -most, "positive": 0, "negative": -most}[sign], {"negative": 0}.get(sign, most) + 1, size
+        )
         return w, draw(st.integers(0, 1))
 
     for i in range(count):
@@ -47,17 +49,17 @@ def net_networks(draw, *, delays=True, recurrent=True):
             w, exponent = weights((*out, int(np.prod(at))))
             slots = draw(st.sampled_from((1, 1, 2))) if delays else 1
             slot = rng.integers(0, slots, w.shape)
-            for s in range(slots):
-                connections.append(
-                    Connection(
-                        source=source,
-                        target=name,
-                        synapse=Dense(np.where(slot == s, w, 0)),
-                        weight_exponent=exponent,
-                        delay=draw(st.integers(0, 3)) if delays else 0,
-                        name=f"{source}->{name}:{s}",
-                    )
+            connections += [
+                Connection(
+                    source=source,
+                    target=name,
+                    synapse=Dense(np.where(slot == s, w, 0)),
+                    weight_exponent=exponent,
+                    delay=draw(st.integers(0, 3)) if delays else 0,
+                    name=f"{source}->{name}:{s}",
                 )
+                for s in range(slots)
+            ]
         reset = draw(st.sampled_from(("zero", "zero", "none"))) if last else "zero"
         per = draw(st.sampled_from(("none", "channel", "neuron")))
         bias_shape = {"none": (1,), "channel": (out[0], *[1] * (len(out) - 1)), "neuron": out}[per]

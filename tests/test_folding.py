@@ -130,6 +130,42 @@ def test_pool_between_neurons_is_a_depthwise_convolution():
     assert folded.layers[1].affine.groups == 3
 
 
+def test_neurons_without_weights_between_are_joined_one_to_one():
+    layers = nn.Sequential()
+    for name, module in {
+        "first_norm": nn.BatchNorm2d(2),
+        "first_neuron": IFNeuron(6),
+        "second_neuron": LIFNeuron(6, threshold=0.05),
+        "flatten": nn.Flatten(),
+        "third_neuron": IFNeuron(6),
+        "fc": nn.Linear(50, 4),
+        "fc_neuron": Accumulator(6),
+    }.items():
+        layers.add_module(name, module)
+    model = randomize(SpikingSequential(layers, (2, 5, 5), 6, "membrane"), seed=7)
+    folded = lower(model)
+    assert [layer.affine.kind for layer in folded.layers] == ["scale", "scale", "scale", "dense"]
+    x = torch.rand(40, 2, 5, 5, dtype=torch.float64)
+    run = folded.simulate(x.numpy())
+    for name, want in zip(model.population_names, model.record(x), strict=False):
+        assert want.any()
+        np.testing.assert_array_equal(run.spikes[name].reshape(want.shape), want.numpy())
+
+
+def test_padded_and_overlapping_pooling():
+    """It folds into dense weights and into a convolution without padding; before a padded one it is refused."""
+
+    def pooled_before(**modules):
+        first = {"a": nn.Conv2d(1, 3, 3), "a_neuron": IFNeuron(4), "pool": nn.AvgPool2d(3, 2, 1)}
+        return randomize(network_of(**first, **modules), seed=8)
+
+    conv, flatten, end = nn.Conv2d(3, 2, 2), nn.Flatten(), IFNeuron(4)
+    assert_same(pooled_before(b=conv, b_neuron=end, flatten=flatten), images(40))
+    assert_same(pooled_before(flatten=flatten, b=nn.Linear(27, 4), b_neuron=end), images(40))
+    with pytest.raises(UnsupportedError, match="overlapping or padded"):
+        lower(pooled_before(b=nn.Conv2d(3, 2, 2, padding=1), b_neuron=end))
+
+
 def test_a_threshold_below_its_bound_is_raised_as_in_the_forward_pass():
     config = NetworkConfig(steps=4, layers=PLAIN)
     model = randomize(build(config, (1, 8, 8), 10), seed=5)
@@ -165,15 +201,15 @@ def network_of(**modules):
     [
         (network_of(a=nn.Conv2d(1, 1, 3), b=nn.ReLU(), c=IFNeuron(4)), "layer 'b' .ReLU.: cannot be folded"),
         (network_of(a=nn.Conv2d(1, 1, 3), b=nn.Conv2d(1, 1, 3), c=IFNeuron(4)), "layer 'b'.*weights follow weights"),
-        (network_of(a=nn.BatchNorm2d(1), b=IFNeuron(4)), "layer 'a'.*must follow weights"),
+        (network_of(a=nn.BatchNorm2d(1), b=nn.Conv2d(1, 1, 3), c=IFNeuron(4)), "layer 'b'.*weights follow batch norm"),
         (network_of(a=nn.Conv2d(1, 1, 3), b=nn.AvgPool2d(2), c=IFNeuron(4)), "layer 'b'.*after the neurons"),
         (network_of(a=nn.Conv2d(1, 1, 3), c=IFNeuron(4), d=nn.Flatten()), None),
         (network_of(a=nn.Conv2d(1, 1, 3)), "does not end in neurons"),
-        (network_of(a=IFNeuron(4)), "neurons follow neurons"),
+        (network_of(a=nn.Flatten()), "does not end in neurons"),
         (network_of(a=nn.Conv2d(1, 1, 3), b=Accumulator(4), c=nn.Conv2d(1, 1, 3), d=IFNeuron(4)), "does not spike"),
         (network_of(a=nn.AvgPool2d(3), b=nn.Conv2d(1, 1, 3, padding=1), c=IFNeuron(4)), "crop the input to .1, 6, 6."),
         (network_of(a=nn.AvgPool2d(3, ceil_mode=True), c=IFNeuron(4)), "ceil_mode"),
-        (network_of(a=nn.AvgPool2d(2, padding=1), c=IFNeuron(4)), "padding 1"),
+        (network_of(a=nn.AvgPool2d(2, padding=1, count_include_pad=False), c=IFNeuron(4)), "padding .1, 1."),
         (network_of(a=nn.Conv2d(1, 1, 3, padding="same"), c=IFNeuron(4)), "padding 'same'"),
     ],
 )

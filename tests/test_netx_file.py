@@ -1,7 +1,6 @@
 """lava-dl's .net files: what lapilli writes and reads, and what it refuses by name."""
 
 import json
-import os
 import warnings
 from dataclasses import replace
 
@@ -9,16 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies_netx import net_networks
 
 from lapilli.errors import FileFormatError, UnsupportedError
 from lapilli.export.hdf5_values import MAX_UNSTORED_BYTES
 from lapilli.export.netx_packing import run_weights, why_inexact
 from lapilli.export.netx_reader import load_net
-from lapilli.export.netx_writer import net_layers, save_net
+from lapilli.export.netx_writer import net_layers, round_to_net, save_net
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
 from lapilli.sim.reference import reference
 from strategies import inputs
-from strategies_netx import net_networks
 
 h5py = pytest.importorskip("h5py")
 
@@ -51,7 +50,6 @@ def assert_same_spikes(a, b, x):
         np.testing.assert_array_equal(spikes.reshape(second.spikes[name].shape), second.spikes[name])
     for p in a.populations:
         if not p.spikes:
-            np.testing.assert_array_equal(first.v_final[p.name].reshape(len(x[0]), -1).shape[0] > 0, True)
             np.testing.assert_array_equal(
                 first.v_final[p.name].reshape(-1), second.v_final[p.name].reshape(-1), err_msg=p.name
             )
@@ -61,7 +59,7 @@ def assert_same_spikes(a, b, x):
 @settings(max_examples=60, deadline=None)
 def test_what_is_written_is_read_back(tmp_path_factory, data):
     net = data.draw(net_networks())
-    x = np.broadcast_to(data.draw(inputs(net)), data.draw(inputs(net)).shape) if False else data.draw(inputs(net))
+    x = data.draw(inputs(net))
     path = save_net(net, tmp_path_factory.getbasetemp() / "round_trip.net")
     back = load_net(path)
     assert (back.steps, back.name, back.readout, back.labels) == (net.steps, net.name, net.readout, net.labels)
@@ -97,7 +95,7 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path):
     (tmp_path / "n.net").mkdir()
     with pytest.raises(FileFormatError, match="cannot write"):
         save_net(small(), tmp_path / "n.net")
-    assert os.listdir(tmp_path) == ["n.net"]
+    assert [p.name for p in tmp_path.iterdir()] == ["n.net"]
 
 
 def branched():
@@ -117,7 +115,7 @@ UNSAYABLE = {
     "v_init": (lambda: small(v_init=5), "population 'a': v_init 5"),
     "threshold": (lambda: small(threshold=100), "population 'a': threshold 100 .* round it to 128"),
     "bias": (lambda: small(bias=np.array([64, 65])), "population 'a': bias 65 is not a multiple of 64"),
-    "wide bias": (lambda: small(bias=np.array([64 * 4096])), "population 'a': biases .* 13 bits"),
+    "wide bias": (lambda: small(bias=np.array([64 * 4096])), r"population 'a': biases .* \(13 bits"),
     "width": (lambda: small(state_bits=16, du=0, bias=np.array([2**14])), "population 'a': state_bits 16"),
     "fine weights": (lambda: small(fraction_bits=3), r"connection 'input->a': .* raise weight_exponent to 3"),
     "branch": (branched, "connection 'input->.': a branch"),
@@ -129,7 +127,7 @@ UNSAYABLE = {
         "connection 'a->b': a convolution after a dense layer",
     ),
     "zeros": (lambda: small(np.zeros((2, 2))), "connection 'input->a': all its weights are zero"),
-    "minus 128": (lambda: small([[-128, -3]]), "connection 'input->a': .* weight -128 as -126"),
+    "minus 128": (lambda: small([[-128, -3]]), "connection 'input->a': .* weight -128 as -127"),
     "minus 64 twice": (lambda: small([[-64, -64]]), "connection 'input->a': .* weight -64 as 0"),
     "zero and minus 128": (lambda: small([[-128, 0]]), "connection 'input->a': .* weight -128 as -64"),
     "strong": (lambda: replace_exponent(small(), 6), r"weights are -448..320 in units of 64"),
@@ -153,14 +151,19 @@ def test_what_the_format_cannot_say_is_refused_by_name(case, tmp_path):
 def test_the_remedies_work():
     net_layers(small([[-127, -3]]))
     net_layers(small([[-128, 1]]))
-    net_layers(small(threshold=128))
+    rounded = round_to_net(small(threshold=100, bias=np.array([95, -33])))
+    assert rounded.populations[0].threshold == 128
+    assert rounded.populations[0].bias.tolist() == [64, -64]
+    assert rounded.metadata["rounded_to"] == 64
+    net_layers(rounded)
 
 
 @pytest.mark.parametrize(
     ("weight", "expected"),
     [
-        ([[-256, -3]], [[-254, -2]]),
-        ([[-128, -7]], [[-126, -6]]),
+        ([[-256, -2]], [[-254, -2]]),
+        ([[-256, -3]], [[-255, -3]]),
+        ([[-128, -6]], [[-126, -6]]),
         ([[-64, -64]], [[0, 0]]),
         ([[-128, 0]], [[-64, 0]]),
         ([[3, -128]], [[3, -128]]),
@@ -172,9 +175,8 @@ def test_the_remedies_work():
 def test_packing_is_lava_dl_s(weight, expected):
     made = run_weights(np.array(weight))
     assert made is not None
-    # An all-negative matrix loses its low bits only at the smallest weight; what is named is what Lava runs.
-    assert made[0][0, 0] == expected[0][0]
-    assert (why_inexact([np.array(weight)]) is None) == (made[0].tolist() == weight)
+    assert made[0].tolist() == expected
+    assert (why_inexact([np.array(weight)]) is None) == (weight == expected)
 
 
 def test_unpackable_matrices_are_none():
@@ -191,7 +193,7 @@ def cuba(**changes):
     return {"type": "CUBA", "iDecay": 1024, "vDecay": 128, "vThMant": 80, "refDelay": 1, "gradedSpike": False} | changes
 
 
-def dense(weight, **changes):
+def dense(weight, /, **changes):
     weight = np.asarray(weight, np.float32)
     n_out, n_in = weight.shape
     return {
@@ -204,7 +206,7 @@ def dense(weight, **changes):
     } | changes
 
 
-def conv(weight, shape, **changes):
+def conv(weight, shape, /, **changes):
     weight = np.asarray(weight, np.float32)
     pairs = {key: np.array(value) for key, value in (("stride", [1, 1]), ("padding", [0, 0]), ("dilation", [1, 1]))}
     return {
@@ -514,6 +516,11 @@ def test_hostile_files_are_refused_in_one_line(what, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def told(**changes):
+    said = {"format": 1, "name": "n", "steps": 3, "input": {}, "populations": [], "labels": []}
+    return json.dumps(said | changes)
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -522,15 +529,15 @@ def test_hostile_files_are_refused_in_one_line(what, tmp_path):
         "{",
         "[" * 100_000,
         '{"format": 2}',
-        json.dumps({"format": 1, "name": "n", "steps": 0, "input": {}, "populations": [], "labels": []}),
-        json.dumps({"format": 1, "name": "n", "steps": 3, "input": {"low": "x"}, "populations": [], "labels": []}),
-        json.dumps({"format": 1, "name": "n", "steps": 3, "input": {"scale": [[1], 2]}, "populations": [], "labels": []}),
-        json.dumps({"format": 1, "name": "n", "steps": 3, "input": {}, "populations": ["input"], "labels": []}),
-        json.dumps(
-            {"format": 1, "name": "n", "steps": 3, "input": {}, "populations": [], "labels": [], "readout": {"x": 1}}
-        ),
+        told(steps=0),
+        told(input={"low": "x"}),
+        told(input={"scale": [[1], 2]}),
+        told(populations=["input"]),
+        told(labels=["one", 2]),
+        told(readout={"x": 1}),
+        told(readout=[1]),
     ],
-)  # fmt: skip
+)
 def test_hostile_metadata_is_refused_in_one_line(said, tmp_path):
     def tamper(file):
         file["lapilli"] = said
@@ -554,7 +561,7 @@ def test_files_that_are_none(tmp_path):
 def test_damaged_files_give_an_error_or_a_network(tmp_path):
     whole = slayer_file(tmp_path / "n.net", dense(W), dense([[2, 4]])).read_bytes()
     rng = np.random.default_rng(0)
-    refused = 0
+    refused = []
     for trial in range(150):
         data = bytearray(whole[: int(rng.integers(len(whole)))] if trial % 3 == 0 else whole)
         for _ in range(int(rng.integers(1, 9))):
@@ -567,6 +574,6 @@ def test_damaged_files_give_an_error_or_a_network(tmp_path):
                 warnings.simplefilter("ignore")
                 load_net(path, steps=1)
         except (FileFormatError, UnsupportedError) as error:
-            refused += 1
-            assert "\n" not in str(error)
-    assert refused > 40
+            refused.append(str(error))
+    assert len(refused) > 40
+    assert not any("\n" in message for message in refused)

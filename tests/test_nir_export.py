@@ -10,13 +10,13 @@ import h5py
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
-from strategies import inputs, networks, networks_with_input
 
 from lapilli import Connection, Dense, Input, Network, Population, Readout
 from lapilli.errors import FileFormatError, UnsupportedError
 from lapilli.export.nir_export import build_tree, save_nir
 from lapilli.export.nir_import import NIRWarning, load_nir, nir_in_steps
 from lapilli.sim.reference import reference
+from strategies import inputs, networks, networks_with_input
 
 DT = 1e-3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -295,6 +296,26 @@ def test_bad_settings_are_refused():
     for data in (IMAGES[:, :1], IMAGES * np.nan, IMAGES[:0], IMAGES * 0):
         with pytest.raises(DataError):
             quantize(folded(), QuantizeConfig(), data)
+
+
+@pytest.mark.parametrize(
+    ("beta", "bits", "weight_scale", "fingerprint"),
+    [
+        (1.0, 8, "max", "aaf2536cf9a74f52"),
+        (0.9, 4, "mse", "c9d45e71905e75aa"),
+        (1.0, 3, "percentile", "8243889ad6b82e6b"),
+    ],
+)
+def test_the_same_network_gives_the_same_integers_in_every_version(beta, bits, weight_scale, fingerprint):
+    config = QuantizeConfig(weight_bits=bits, weight_scale=weight_scale, percentile=95)
+    result = quantize_with_latent(folded(beta=beta), config, IMAGES)
+    content = hashlib.sha256()
+    for name, array in sorted({**result.network.tensors(), **result.latent}.items()):
+        content.update(name.encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    for p in result.network.populations:
+        content.update(repr((p.name, p.threshold, p.reset_amount, p.dv, p.scale)).encode())
+    assert content.hexdigest()[:16] == fingerprint
 
 
 def test_the_geometry_is_kept():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .neurons import Accumulator as Accumulator
     from .neurons import IFNeuron as IFNeuron
     from .neurons import LIFNeuron as LIFNeuron
+    from .residual import PreActBlock as PreActBlock
 
 _WHERE = {  # public name: (module, its name there)
     "Accumulator": ("neurons", "Accumulator"),
@@ -41,6 +42,7 @@ _WHERE = {  # public name: (module, its name there)
     "IFNeuron": ("neurons", "IFNeuron"),
     "LIFNeuron": ("neurons", "LIFNeuron"),
     "NetworkConfig": ("config", "NetworkConfig"),
+    "PreActBlock": ("residual", "PreActBlock"),
     "SpikingSequential": ("model", "SpikingSequential"),
     "Split": ("data", "Split"),
     "TrainConfig": ("config", "TrainConfig"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .compatibility import available, import_lava
     from .executor import Job, LavaRun, lava_executor, run_jobs
     from .graph import LavaNetwork, build
+    from .netx import netx_executor, run_netx
 
 __all__ = [
     "Job",
@@ -22,7 +23,9 @@ __all__ = [
     "build",
     "import_lava",
     "lava_executor",
+    "netx_executor",
     "run_jobs",
+    "run_netx",
 ]
 
 _PLACES = {
@@ -33,7 +36,9 @@ _PLACES = {
     "build": "graph",
     "import_lava": "compatibility",
     "lava_executor": "executor",
+    "netx_executor": "netx",
     "run_jobs": "executor",
+    "run_netx": "netx",
 }
 
 

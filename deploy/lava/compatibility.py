@@ -22,9 +22,7 @@ from typing import Any
 
 from ...errors import MissingDependencyError
 
-HOW_TO_GET_LAVA = (
-    "with uv: `uv sync --group lava` in lapilli's source tree; with pip, on Python 3.10: `pip install 'lapilli[lava]'`"
-)
+HOW_TO_GET_LAVA = "in a checkout of lapilli `uv sync` brings it; with pip, on Python 3.10: pip install 'lapilli[lava]'"
 
 _BROKEN = "lava.magma.compiler.var_model"
 _lock = threading.Lock()

@@ -17,8 +17,8 @@ from ...errors import MissingDependencyError
 from .compatibility import import_lava
 
 HOW_TO_GET_LAVA_DL = (
-    "with uv: `uv sync --group lava` in lapilli's source tree; with pip: "
-    "`pip install --no-deps --ignore-requires-python lava-dl==0.6.0` and `pip install h5py`"
+    "in a checkout of lapilli `uv sync` brings it; with pip: pip install h5py, "
+    "then pip install --no-deps --ignore-requires-python lava-dl==0.6.0"
 )
 
 

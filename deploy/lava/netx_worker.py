@@ -1,6 +1,7 @@
 """The process in which lava-dl's loader runs: ``python -m lapilli.deploy.lava.netx_worker FOLDER``.
 
-As :mod:`.worker`: it reads ``jobs.json`` and for each job ``network.net`` and ``frames.npy``, and leaves ``.npy`` files.
+As :mod:`.worker`: it reads ``jobs.json`` and for each job ``network.net`` and ``frames.npy``, and leaves ``.npy``
+files.
 """
 
 from __future__ import annotations

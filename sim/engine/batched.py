@@ -38,8 +38,6 @@ def fast(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recordin
     plan = plan_of(network)
     frames = at_every_step(network, x)
     constant = x.ndim == len(network.input.shape) + 1
-    if network.input.binary and not constant and kernels.available():
-        frames = np.not_equal(frames, 0, order="C").view(np.uint8)
     batch = frames.shape[1]
     layers = [_Layer(s, LayerSums(s, frames, constant), frames.shape[:2], s.population.name in traced) for s in plan]
     spikes = {layer.population.name: layer.spikes for layer in layers}

@@ -21,7 +21,8 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define TILE 16            /* output pixels summed before they are written side by side */
+#define TILE 16            /* pixels by channels that are transposed at a time */
+#define PIXELS(block) (block < 256 ? 4096 / block : TILE) /* output pixels summed before they are written: 16 KiB */
 #define LANES 64           /* weights of one row come in groups of 64 bytes */
 #define CHUNK 256          /* rows of bytes that a 16-bit lane can add up: 256 * 255 < 2^16 */
 #define LIST_BYTES (1 << 19) /* event lists of the images that are worked off together */
@@ -65,6 +66,7 @@ typedef struct {
 typedef int32_t Row __attribute__((vector_size(4 * TILE), aligned(4), may_alias));
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #define NAME(f) f##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,bmi,popcnt")))
 #define WIDTH 64

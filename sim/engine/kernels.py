@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from importlib import import_module
 from typing import Any
@@ -195,7 +196,7 @@ def _check(a: npt.NDArray[Any], dtype: Any, lead: tuple[int, ...], size: int, wr
     rest = a[(0,) * len(lead)] if a.size else a
     assert a.dtype == dtype, f"kernel: {a.dtype} for {np.dtype(dtype)}"
     assert a.shape[: len(lead)] == lead, f"kernel: {a.shape} for {lead}"
-    assert a.size == size * int(np.prod(lead, dtype=np.int64)), f"kernel: {a.shape} for {size} values"
+    assert a.size == size * math.prod(lead), f"kernel: {a.shape} for {size} values"
     assert rest.flags.c_contiguous
     assert all(s % a.itemsize == 0 for s in a.strides)
     assert not writes or a.flags.writeable

@@ -14,6 +14,10 @@ TARGET INLINE uint64_t NAME(bits)(const uint8_t *x, int64_t n)
         memcpy(last, x, (size_t)n);
         x = last;
     }
+#if WIDTH == 64
+    const __m512i bytes = _mm512_loadu_si512(x);
+    return _mm512_test_epi8_mask(bytes, bytes);
+#else
     uint64_t bits = 0;
     for (int i = 0; i < 8; i++) {
         uint64_t word;
@@ -21,6 +25,7 @@ TARGET INLINE uint64_t NAME(bits)(const uint8_t *x, int64_t n)
         bits |= (word * 0x0102040810204080u >> 56) << (8 * i); /* gathers the bytes' lowest bits in the top byte */
     }
     return bits;
+#endif
 }
 
 /* Event lists: for every pixel the channels that spiked, in order. Returns the number of events. */
@@ -139,7 +144,7 @@ TARGET INLINE void NAME(transpose)(Row *r)
 #undef EXCHANGE
 }
 
-/* Write a tile: sums [TILE][block] to drive [targets][pixels_out], times 2^shift, in place of its values or onto them. */
+/* Write a tile: sums [pixels][block] to drive [targets][pixels_out], times 2^shift, in place of its values or onto them. */
 TARGET INLINE void NAME(write_tile)(const int32_t *tile, const Sums *s, int64_t pixels, int64_t targets, int32_t *drive)
 {
     const int shift = (int)s->shift, add = s->add != 0;
@@ -150,17 +155,20 @@ TARGET INLINE void NAME(write_tile)(const int32_t *tile, const Sums *s, int64_t 
         return;
     }
     for (int64_t c = 0; c < targets; c += TILE) {
-        Row rows[TILE];
+        const int64_t n = targets - c < TILE ? targets - c : TILE;
+        for (int64_t first = 0; first < pixels; first += TILE) {
+            Row rows[TILE];
 #pragma GCC unroll 16
-        for (int p = 0; p < TILE; p++) rows[p] = *(const Row *)(tile + p * s->block + c);
-        NAME(transpose)(rows);
-        int64_t n = targets - c < TILE ? targets - c : TILE;
-        int32_t *to = drive + c * pixels_out;
-        for (int64_t i = 0; i < n; i++, to += pixels_out) {
-            Row row = rows[i] << shift;
-            if (pixels == TILE && add) *(Row *)to += row;
-            else if (pixels == TILE) *(Row *)to = row;
-            else for (int64_t p = 0; p < pixels; p++) to[p] = (add ? to[p] : 0) + row[p];
+            for (int p = 0; p < TILE; p++) rows[p] = *(const Row *)(tile + (first + p) * s->block + c);
+            NAME(transpose)(rows);
+            const int64_t left = pixels - first;
+            int32_t *to = drive + c * pixels_out + first;
+            for (int64_t i = 0; i < n; i++, to += pixels_out) {
+                Row row = rows[i] << shift;
+                if (left >= TILE && add) *(Row *)to += row;
+                else if (left >= TILE) *(Row *)to = row;
+                else for (int64_t p = 0; p < left; p++) to[p] = (add ? to[p] : 0) + row[p];
+            }
         }
     }
 }
@@ -169,9 +177,9 @@ TARGET INLINE void NAME(write_tile)(const int32_t *tile, const Sums *s, int64_t 
 TARGET static void NAME(sum_image)(const Sums *s, const uint8_t *weight, int64_t targets, const uint16_t *lists,
                                    const int32_t *counts, uint32_t *rows, int32_t *tile, int32_t *drive)
 {
-    const int64_t block = s->block;
-    for (int64_t first = 0; first < s->pixels_out; first += TILE) {
-        int64_t pixels = s->pixels_out - first < TILE ? s->pixels_out - first : TILE;
+    const int64_t block = s->block, span = PIXELS(block);
+    for (int64_t first = 0; first < s->pixels_out; first += span) {
+        int64_t pixels = s->pixels_out - first < span ? s->pixels_out - first : span;
         for (int64_t p = 0; p < pixels; p++) {
             int64_t n = NAME(collect_rows)(s, s->source + (first + p) * s->taps, lists, counts, rows);
             int32_t *out = tile + p * block;
@@ -203,7 +211,7 @@ TARGET static int NAME(event_sums)(Sums *s)
     uint16_t *lists = malloc((size_t)(together * size + 16) * sizeof *lists); /* read in sixteens */
     int32_t *counts = malloc((size_t)(together * s->pixels_in) * sizeof *counts);
     uint32_t *rows = malloc((size_t)(s->taps * s->channels + 16) * sizeof *rows);
-    int32_t *tile = malloc((size_t)(TILE * block) * sizeof *tile);
+    int32_t *tile = malloc((size_t)(PIXELS(block) * block) * sizeof *tile);
     const int done = lists && counts && rows && tile;
     for (int64_t first = 0; done && first < images; first += together) {
         int64_t here = images - first < together ? images - first : together;
@@ -228,17 +236,19 @@ TARGET static int NAME(event_sums)(Sums *s)
     return done;
 }
 
-/* trunc(x keep / 4096) for |x| < 2^30: |x| = 4096 high + low, and high keep needs no rounding. */
+/* trunc(x keep / 4096) for |x| <= 2^29: x = 4096 high + low, 0 <= low, and high keep needs no rounding. Adding 4095
+ * before the shift rounds up, which is toward zero for a negative x. */
 TARGET INLINE int32_t NAME(decay)(int32_t x, int32_t keep)
 {
-    int32_t sign = x >> 31, size = (x ^ sign) - sign;
-    int32_t kept = (size >> 12) * keep + (((size & 4095) * keep) >> 12);
-    return (kept ^ sign) - sign;
+    return (x >> 12) * keep + (((x & 4095) * keep + ((x >> 31) & 4095)) >> 12);
 }
 
 enum { NAME(BLOCK) = 1024 }; /* neurons whose state stays in the first-level cache */
 
-TARGET INLINE void NAME(steps)(Neurons *a, int64_t sample, int64_t first, int64_t n, const int memory, const int leak)
+/* All steps of up to BLOCK neurons. `guarded`: wrap, saturate and count. Otherwise the state is only watched; returns 0
+ * if it has left its width, and the caller starts again from the state before. */
+TARGET INLINE int NAME(steps)(Neurons *a, int64_t sample, int64_t first, int64_t n, const int memory, const int leak,
+                              const int guarded)
 {
     int32_t *restrict u = memory ? a->u + sample * a->neurons + first : NULL;
     int32_t *restrict v = a->v + sample * a->neurons + first;
@@ -251,20 +261,34 @@ TARGET INLINE void NAME(steps)(Neurons *a, int64_t sample, int64_t first, int64_
     for (int64_t t = 0; t < a->steps; t++) {
         const int32_t *restrict drive = a->drive + t * a->drive_step + sample * a->drive_sample + first;
         uint8_t *restrict spikes = a->spikes ? a->spikes + t * a->spikes_step + sample * a->spikes_sample + first : unused;
-        int32_t wraps = 0, saturations = 0;
+        int32_t wraps = 0, saturations = 0, most = 0, least = 0;
         for (int64_t i = 0; i < n; i++) {
-            int32_t exact_u = drive[i] + (memory ? NAME(decay)(u[i], keep_u) : 0);
-            int32_t new_u = limit - (int32_t)(((uint32_t)limit - (uint32_t)exact_u) & mask);
-            wraps += new_u != exact_u;
+            int32_t new_u = drive[i] + (memory ? NAME(decay)(u[i], keep_u) : 0);
+            if (guarded) {
+                int32_t exact = new_u;
+                new_u = limit - (int32_t)(((uint32_t)limit - (uint32_t)exact) & mask);
+                wraps += new_u != exact;
+            } else {
+                most = new_u > most ? new_u : most;
+                least = new_u < least ? new_u : least;
+            }
             if (memory) u[i] = new_u;
-            int32_t exact_v = (leak ? NAME(decay)(v[i], keep_v) : v[i]) + new_u + bias[i];
-            int32_t new_v = exact_v > v_max ? v_max : exact_v;
-            new_v = new_v < -v_max ? -v_max : new_v;
-            saturations += new_v != exact_v;
+            int32_t new_v = (int32_t)((uint32_t)(leak ? NAME(decay)(v[i], keep_v) : v[i]) + (uint32_t)new_u
+                                      + (uint32_t)bias[i]);
+            if (guarded) {
+                int32_t exact = new_v;
+                new_v = exact > v_max ? v_max : exact;
+                new_v = new_v < -v_max ? -v_max : new_v;
+                saturations += new_v != exact;
+            } else {
+                most = new_v > most ? new_v : most;
+                least = new_v < least ? new_v : least;
+            }
             int32_t fired = -(new_v > threshold);
             spikes[i] = (uint8_t)(fired & 1);
-            v[i] = new_v - (fired & ((new_v & zero) | amount));
+            v[i] = (int32_t)((uint32_t)new_v - (uint32_t)(fired & ((new_v & zero) | amount)));
         }
+        if (!guarded && (most > v_max || least < -v_max)) return 0; /* u may reach limit; too careful by one */
         a->wraps += wraps;
         a->saturations += saturations;
         if (memory && a->v_trace) {
@@ -276,6 +300,20 @@ TARGET INLINE void NAME(steps)(Neurons *a, int64_t sample, int64_t first, int64_
             }
         }
     }
+    return 1;
+}
+
+TARGET INLINE void NAME(block_steps)(Neurons *a, int64_t sample, int64_t first, int64_t n, const int memory,
+                                     const int leak)
+{
+    int32_t *u = memory ? a->u + sample * a->neurons + first : NULL, *v = a->v + sample * a->neurons + first;
+    int32_t u_before[NAME(BLOCK)], v_before[NAME(BLOCK)];
+    if (memory) memcpy(u_before, u, (size_t)n * sizeof *u);
+    memcpy(v_before, v, (size_t)n * sizeof *v);
+    if (NAME(steps)(a, sample, first, n, memory, leak, 0)) return;
+    if (memory) memcpy(u, u_before, (size_t)n * sizeof *u);
+    memcpy(v, v_before, (size_t)n * sizeof *v);
+    NAME(steps)(a, sample, first, n, memory, leak, 1);
 }
 
 TARGET static void NAME(neuron_steps)(Neurons *a)
@@ -283,9 +321,9 @@ TARGET static void NAME(neuron_steps)(Neurons *a)
     for (int64_t sample = 0; sample < a->samples; sample++)
         for (int64_t first = 0; first < a->neurons; first += NAME(BLOCK)) {
             int64_t n = a->neurons - first < NAME(BLOCK) ? a->neurons - first : NAME(BLOCK);
-            if (a->u && a->keep_v != 4096) NAME(steps)(a, sample, first, n, 1, 1);
-            else if (a->u) NAME(steps)(a, sample, first, n, 1, 0);
-            else if (a->keep_v != 4096) NAME(steps)(a, sample, first, n, 0, 1);
-            else NAME(steps)(a, sample, first, n, 0, 0);
+            if (a->u && a->keep_v != 4096) NAME(block_steps)(a, sample, first, n, 1, 1);
+            else if (a->u) NAME(block_steps)(a, sample, first, n, 1, 0);
+            else if (a->keep_v != 4096) NAME(block_steps)(a, sample, first, n, 0, 1);
+            else NAME(block_steps)(a, sample, first, n, 0, 0);
         }
 }

@@ -87,7 +87,8 @@ class LayerSums:
     def drive(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> Array:
         """``I 2^f`` of a block, exact: [t, b, *shape]; may be a read-only or strided view.
 
-        Valid until the next block of this thread. The numbers are int32 where the population runs in the compiled kernels, else of :attr:`Synapses.dtype`.
+        Valid until the next block of this thread. The numbers are int32 where the population runs in the compiled
+        kernels, else of :attr:`Synapses.dtype`.
 
         Parameters
         ----------
@@ -122,6 +123,8 @@ class LayerSums:
                 drive[:silent] = 0
             source = self._frames if p.connection.source == INPUT else sent[p.connection.source]
             x = source[max(steps.start - delay, 0) : max(steps.stop - delay, 0), samples]
+            if p.connection.source == INPUT:
+                x = _as_spikes(x)
             assert p.packed is not None
             kernels.event_sums(p.packed, x, drive[silent:], p.shift, add=written)
             written = True
@@ -129,9 +132,7 @@ class LayerSums:
 
     def _runs_on_events(self, p: Prepared) -> bool:
         """Whether a connection carries spikes to a packed synapse; an input that never changes is summed once."""
-        if p.packed is None:
-            return False
-        return p.connection.source != INPUT or (self._frames.dtype == np.uint8 and not self._constant)
+        return p.packed is not None and not (p.connection.source == INPUT and self._constant)
 
     def _arriving(
         self, prepared: Prepared, sent: Mapping[str, Array], steps: slice, samples: slice, size: Shape
@@ -165,12 +166,22 @@ _own = threading.local()
 
 
 def _scratch(size: Shape) -> npt.NDArray[np.int32]:
-    """This thread's buffer for the drive of a block: fresh memory costs more than the sums that go there."""
-    values = math.prod(size)
-    buffer = getattr(_own, "buffer", None)
+    """Buffer of this thread for the drive of a block: fresh memory costs more than the sums that go there."""
+    return _buffer("drive", math.prod(size), np.int32).reshape(size)
+
+
+def _as_spikes(x: Array) -> npt.NDArray[np.uint8]:
+    """Binary input as bytes of 0 and 1, which the kernel relies on; in a buffer of this thread."""
+    fired = _buffer("input", x.size, np.bool_).reshape(x.shape)
+    return np.not_equal(x, 0, out=fired).view(np.uint8)
+
+
+def _buffer(name: str, values: int, dtype: Any) -> Array:
+    buffer = getattr(_own, name, None)
     if buffer is None or buffer.size < values:
-        buffer = _own.buffer = np.empty(values, np.int32)
-    return buffer[:values].reshape(size)
+        buffer = np.empty(values, dtype)
+        setattr(_own, name, buffer)
+    return buffer[:values]
 
 
 def largest_total(network: Network, population: Population, connections: list[Connection]) -> int:
