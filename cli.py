@@ -168,24 +168,39 @@ def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: boo
     _emit({"checkpoint": str(folder / CHECKPOINT), **trained.summary()}, as_json, lambda: f"{folder / CHECKPOINT}")
 
 
-@main.command(short_help="Turn a checkpoint into a network file (ONNX).")
-@click.argument("checkpoint")
+@main.command(short_help="Turn a checkpoint, NIR or lava-dl file into a network file.")
+@click.argument("source")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="network.onnx", show_default=True)
-@click.option("--bits", type=click.IntRange(2, 8), help="Weight bits of a float checkpoint.  [default: the recipe's]")
+@click.option("--bits", type=click.IntRange(2, 8), help="Weight bits of a float checkpoint or NIR file.")
+@click.option("--steps", type=click.IntRange(min=1), help="Time steps of a sample (NIR, .net).")
+@click.option("--dt", type=float, help="Length of a step in the unit of a NIR file, read or written.")
+@click.option("--reset", type=click.Choice(["zero", "subtract", "subtract-next"]), help="How neurons reset (NIR).")
+@click.option("--discretization", type=click.Choice(["euler", "exponential"]), help="How time is cut into steps (NIR).")
+@click.option("--input-shape", metavar="C,Y,X", help="Shape of a sample, where a .net file does not say it.")
+@click.option("--strict", is_flag=True, help="Refuse what a NIR file cannot say, instead of warning (NIR).")
 @json_option
-def export(checkpoint: str, out: Path, bits: int | None, as_json: bool) -> None:
-    """Export a CHECKPOINT to the network description (executable ONNX).
+def export(source: str, out: Path, as_json: bool, input_shape: str | None, **options: Any) -> None:
+    """Export SOURCE to the network description.
 
-    A bit-true checkpoint is exported exactly; a float one is folded and quantized.
+    SOURCE is a checkpoint (bit-true: exactly; float: folded and quantized), a NIR file, a lava-dl .net file or a
+    network.onnx; the suffix of --out says what is written: .onnx (executable ONNX), .nir or .net.
 
     \b
     Example:  lapilli export runs/digits/checkpoint.safetensors --out network.onnx
+              lapilli export net.nir --steps 300 --dt 1e-3 --reset zero --discretization euler
+              lapilli export network.onnx --out network.net
     """
-    from .export import render, save, summarize
-    from .pipeline import export_checkpoint
+    from .export import render, summarize
+    from .pipeline import export_source
 
-    network = export_checkpoint(checkpoint, bits=bits)
-    save(network, out)
+    try:
+        shape = tuple(int(axis) for axis in input_shape.split(",")) if input_shape else None
+    except ValueError:
+        raise click.BadParameter(f"{input_shape!r}: give C,Y,X or N", param_hint="--input-shape") from None
+    given = {name: value for name, value in (options | {"input_shape": shape}).items() if value not in (None, False)}
+    network, warnings = export_source(source, out, given)
+    for warning in warnings:
+        click.echo(f"lapilli: warning: {warning}", err=True)
     summary = summarize(network)
     _emit({"file": str(out), **summary.to_json()}, as_json, lambda: render(summary))
     click.echo(f"wrote {out}", err=True)
@@ -231,8 +246,11 @@ def check(network: str, chips: tuple[str, ...], as_json: bool) -> None:
 @chip_option("loihi2")
 @click.option("--run", "data", metavar="DATA", help="Also run DATA on Lava and report accuracy.")
 @samples_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write a lava-dl .net file.")
 @json_option
-def deploy(network: str, chips: tuple[str, ...], data: str | None, samples: int | None, as_json: bool) -> None:
+def deploy(
+    network: str, chips: tuple[str, ...], data: str | None, samples: int | None, out: Path | None, as_json: bool
+) -> None:
     """Partition a NETWORK and place it on the cores of chips; with --run, execute it on Lava.
 
     \b
@@ -246,6 +264,11 @@ def deploy(network: str, chips: tuple[str, ...], data: str | None, samples: int 
     plans = {chip: plan(net, chip) for chip in chips}
     document: dict[str, Any] = {chip: made.to_json() for chip, made in plans.items()}
     shown: list[Any] = list(plans.values())
+    if out is not None:
+        from .export import save_net
+
+        document["file"] = str(save_net(net, out))
+        shown.append(f"wrote {out}")
     if data is not None:
         wanted = _samples(data, net, samples)
         done = _simulate(net, wanted, "lava")

@@ -154,6 +154,51 @@ def _epoch(stage: str, epoch: Epoch) -> dict[str, Any]:
     return {"stage": stage, "epoch": epoch.epoch, "loss": epoch.loss, "accuracy": epoch.test_accuracy}
 
 
+def export_source(source: str, out: Path, options: Mapping[str, Any]) -> tuple[Network, list[str]]:
+    """Read a checkpoint, NIR, lava-dl or ONNX file, and write it as the suffix of ``out`` says.
+
+    Parameters
+    ----------
+    source : str
+    out : Path
+    options : mapping
+        What the user gave: ``bits``, ``steps``, ``dt``, ``reset``, ``discretization``, ``input_shape``, ``strict``.
+
+    Returns
+    -------
+    Network, list of str
+        And what the formats could not say, as warnings.
+
+    Raises
+    ------
+    UnsupportedError
+        If an option does not belong to the formats read and written.
+    """
+    import warnings
+
+    from .export import load, save
+
+    reading, writing = dict(options), {}
+    to_nir, from_nir = out.suffix.lower() == ".nir", source.lower().endswith(".nir")
+    if to_nir:
+        taken = ("dt", "strict")
+        writing = {name: reading[name] for name in taken if name in reading}
+        reading = reading if from_nir else {name: value for name, value in reading.items() if name not in taken}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if Path(source).suffix.lower() in (".nir", ".net", ".onnx"):
+            if "bits" in reading:
+                reading["weight_bits"] = reading.pop("bits")
+            network = load(source, **reading)
+        else:
+            bits = reading.pop("bits", None)
+            if reading:
+                raise UnsupportedError(f"{source}: {', '.join(reading)}: a checkpoint says this itself; leave it out")
+            network = export_checkpoint(source, bits=bits)
+        save(network, out, **writing)
+    return network, [str(w.message) for w in said if w.category.__module__.startswith(__name__.partition(".")[0])]
+
+
 def export_checkpoint(path: str, bits: int | None = None) -> Network:
     """The description of a checkpoint: exact for bit-true ones, folded and quantized for float ones.
 

@@ -25,7 +25,6 @@ from lapilli.sim.engine import batched, kernels, threads
 from lapilli.sim.engine.packing import Packed, pack
 from lapilli.sim.executors import find
 
-
 PAUSE = 0.1  # seconds; thread pools of BLAS and ONNX Runtime spin on after their work
 
 

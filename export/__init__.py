@@ -6,6 +6,7 @@ Names are imported on first use, so that importing the room imports neither torc
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,13 @@ from ..network import Scale as Scale
 if TYPE_CHECKING:
     from .folding import Folded as Folded
     from .lowering import lower as lower
+    from .netx_reader import load_net as load_net
+    from .netx_writer import round_to_net as round_to_net
+    from .netx_writer import save_net as save_net
+    from .nir_export import save_nir as save_nir
+    from .nir_import import load_nir as load_nir
+    from .nir_import import nir_in_steps as nir_in_steps
+    from .nir_network import NIRWarning as NIRWarning
     from .onnx_executors import execute_file as execute_file
     from .onnx_executors import onnx_reference_executor as onnx_reference_executor
     from .onnx_executors import onnxruntime_executor as onnxruntime_executor
@@ -37,62 +45,89 @@ if TYPE_CHECKING:
 
 _WHERE = {  # public name: its module
     "Folded": "folding",
+    "NIRWarning": "nir_network",
     "QuantizeConfig": "quantization",
     "Summary": "summary",
     "build_model": "onnx_graph",
     "execute_file": "onnx_executors",
+    "load_net": "netx_reader",
+    "load_nir": "nir_import",
     "load_onnx": "onnx_file",
     "lower": "lowering",
+    "nir_in_steps": "nir_import",
     "onnx_reference_executor": "onnx_executors",
     "onnxruntime_executor": "onnx_executors",
     "quantize": "quantization",
     "quantize_with_latent": "quantization",
     "render": "summary",
+    "round_to_net": "netx_writer",
+    "save_net": "netx_writer",
+    "save_nir": "nir_export",
     "save_onnx": "onnx_file",
     "summarize": "summary",
 }
 
-_NOT_YET = {".nir": "NIR", ".net": "lava-dl"}
+_READERS = {".onnx": "load_onnx", ".nir": "load_nir", ".net": "load_net"}
+_WRITERS = {".onnx": "save_onnx", ".nir": "save_nir", ".net": "save_net"}
 
 
-def load(path: str | Path) -> Network:
-    """Read a description from a file; the suffix says which format it is (.onnx).
+def load(path: str | Path, **options: Any) -> Network:
+    """Read a description from a file; the suffix says which format it is (.onnx, .nir, .net).
+
+    Parameters
+    ----------
+    path : path
+    **options
+        What the format itself does not say: see :func:`load_nir` (``steps``, ``dt``, ``reset``, ``discretization``,
+        ...) and :func:`load_net` (``steps``, ...). Files that lapilli wrote need none.
 
     Raises
     ------
     FileFormatError
         If the file is missing, damaged, or not what it claims to be.
     UnsupportedError
-        If no reader exists for the suffix.
+        If no reader exists for the suffix, an option does not belong to the format, or the file asks for something
+        that cannot be represented.
     """
-    _check_suffix(Path(path), "read")
-    from .onnx_file import load_onnx
-
-    return load_onnx(path)
+    return _call(_READERS, "read", path, (path,), options)
 
 
-def save(network: Network, path: str | Path) -> Path:
-    """Write a description to a file; the suffix says in which format (.onnx). Returns the path.
+def save(network: Network, path: str | Path, **options: Any) -> Path:
+    """Write a description to a file; the suffix says in which format (.onnx, .nir, .net). Returns the path.
+
+    Parameters
+    ----------
+    network : Network
+    path : path
+    **options
+        See :func:`save_nir` (``dt``, ``strict``); the other formats take none.
 
     Raises
     ------
     FileFormatError
         If the file cannot be written.
     UnsupportedError
-        If no writer exists for the suffix, or the format cannot represent the network.
+        If no writer exists for the suffix, an option is missing or does not belong to the format, or the format cannot
+        represent the network.
     """
-    _check_suffix(Path(path), "write")
-    from .onnx_file import save_onnx
-
-    return save_onnx(network, path)
+    return _call(_WRITERS, "write", path, (network, path), options)
 
 
-def _check_suffix(path: Path, verb: str) -> None:
-    suffix = path.suffix.lower()
-    if suffix in _NOT_YET:
-        raise UnsupportedError(f"{path}: lapilli cannot {verb} {_NOT_YET[suffix]} files ({suffix}) yet; use .onnx")
-    if suffix != ".onnx":
-        raise UnsupportedError(f"{path}: lapilli cannot {verb} files ending in {suffix!r}; use .onnx")
+def _call(
+    table: dict[str, str], verb: str, path: str | Path, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    suffix = Path(path).suffix.lower()
+    if suffix not in table:
+        raise UnsupportedError(f"{path}: lapilli cannot {verb} files ending in {suffix!r}; use {', '.join(table)}")
+    function = __getattr__(table[suffix])
+    known = {name: p for name, p in signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    foreign = sorted(set(options) - set(known))
+    if foreign:
+        raise UnsupportedError(f"{path}: {', '.join(foreign)}: a {suffix} file has no such option; leave it out")
+    missing = sorted(name for name, p in known.items() if p.default is p.empty and name not in options)
+    if missing:
+        raise UnsupportedError(f"{path}: to {verb} a {suffix} file give {', '.join(missing)}; see docs/nir.md")
+    return function(*arguments, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -145,7 +145,9 @@ def _check_arguments(called: str, said: Mapping[str, Any]) -> None:
     missing = [key for key, value in said.items() if value is None]
     if missing:
         needed = "; ".join(f"{key} ({why[key]})" for key in missing)
-        raise UnsupportedError(f"{called}: NIR does not say, and lapilli does not guess, {needed}")
+        raise UnsupportedError(
+            f"{called}: NIR does not say, and lapilli does not guess, {needed}; give them to load_nir or lapilli export"
+        )
     if isinstance(said["steps"], bool) or not isinstance(said["steps"], int) or not 1 <= said["steps"] <= MAX_STEPS:
         raise UnsupportedError(f"steps {said['steps']!r}: give an integer in 1..{MAX_STEPS}")
     if said["reset"] not in get_args(NirReset):

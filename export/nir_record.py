@@ -16,7 +16,7 @@ import numpy as np
 from .. import __version__
 from ..errors import DescriptionError, FileFormatError, UnsupportedError
 from ..network import Network, from_structure
-from .nir_export import build_tree, weight_nodes
+from .nir_tree import build_tree, weight_nodes
 
 KEY = "lapilli"
 RECORD_VERSION = 1

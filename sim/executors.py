@@ -16,9 +16,10 @@ _PLACES = {
     "onnxruntime": ".export.onnx_executors:onnxruntime_executor",
     "onnx-reference": ".export.onnx_executors:onnx_reference_executor",
     "lava": ".deploy.lava.executor:lava_executor",
+    "netx": ".deploy.lava.netx:netx_executor",
 }
 # Packages that an executor imports only once it runs; their absence is better known before hours of training.
-_NEEDS = {"lava": "lava"}
+_NEEDS = {"lava": "lava", "netx": "lava"}
 _PACKAGE = __name__.partition(".")[0]
 
 LAVA_REMEDY = "in a checkout of lapilli `uv sync` brings it; with pip, on Python 3.10: pip install 'lapilli[lava]'"

@@ -193,6 +193,19 @@ def test_the_adapter_refuses_what_the_format_cannot_say():
         netx_executor(network, np.ones((1, 1), np.int64))
 
 
+@lava
+@needs_lava_dl
+@pytest.mark.skipif(np.__version__.startswith("1."), reason="only NumPy 2 adds int8 without widening")
+def test_images_too_large_for_lava_s_conv_are_refused_by_name():
+    network = Network(
+        name="large", steps=1, input=Input(shape=(1, 4, 126)),
+        populations=[Population(name="a", shape=(1, 6, 128), threshold=64, reset="zero")],
+        connections=[Connection(source=INPUT, target="a", synapse=Conv2d(np.ones((1, 1, 3, 3)), padding=2))],
+    )  # fmt: skip
+    with pytest.raises(UnsupportedError, match="connection 'input->a': 130 padded pixels"):
+        netx_executor(network, np.ones((1, 1, 4, 126), np.int64))
+
+
 def test_without_lava_dl_one_line_says_how_to_get_it(monkeypatch):
     find = importlib.util.find_spec
 

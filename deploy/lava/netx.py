@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import MissingDependencyError
-from ...network import IntArray, Network
+from ...errors import MissingDependencyError, UnsupportedError
+from ...network import Conv2d, IntArray, Network
 from ...recording import Recording, at_every_step
 from ..schedule import make_schedule
 from .compatibility import HOW_TO_GET_LAVA
 from .executor import TIMEOUT_VARIABLE, Job, run_worker, samples_of, time_limit
+from .graph import CONV_SIZE_MAX
 from .netx_compatibility import HOW_TO_GET_LAVA_DL
 
 WORKER = ["-m", "lapilli.deploy.lava.netx_worker"]
@@ -93,6 +94,7 @@ def _write(job: Job, here: Path) -> dict[str, Any]:
 
     here.mkdir()
     network = job.network
+    _check_sizes(network)
     save_net(network, here / "network.net")
     constant = job.x.ndim == len(network.input.shape) + 1
     frames = job.x if constant else at_every_step(network, job.x).swapaxes(0, 1).reshape(-1, *network.input.shape)
@@ -108,6 +110,21 @@ def _write(job: Job, here: Path) -> dict[str, Any]:
         "apart": carries_over(network),
         "layers": [{"name": p.name, "spikes": p.spikes, "traced": p.name in job.trace} for p in chain_of(network)],
     }
+
+
+def _check_sizes(network: Network) -> None:
+    """Lava's Conv keeps its sizes in int8, which NumPy 2 adds without widening; our own graphs have another way."""
+    if np.__version__.startswith("1."):
+        return
+    for c in network.connections:
+        if isinstance(c.synapse, Conv2d):
+            sizes = network.shape_of(c.source)[1:]
+            padded = max(size + 2 * p for size, p in zip(sizes, c.synapse.padding, strict=True))
+            if padded > CONV_SIZE_MAX:
+                raise UnsupportedError(
+                    f"connection {c.name!r}: {padded} padded pixels; with NumPy {np.__version__} Lava's Conv "
+                    f"fails beyond {CONV_SIZE_MAX}, so compare with the executor 'lava', or run netx beside NumPy 1.26"
+                )
 
 
 def _read(job: Job, here: Path) -> Recording:

@@ -173,7 +173,8 @@ def _scratch(size: Shape) -> npt.NDArray[np.int32]:
 def _as_spikes(x: Array) -> npt.NDArray[np.uint8]:
     """Binary input as bytes of 0 and 1, which the kernel relies on; in a buffer of this thread."""
     fired = _buffer("input", x.size, np.bool_).reshape(x.shape)
-    return np.not_equal(x, 0, out=fired).view(np.uint8)
+    np.copyto(fired, x, casting="unsafe")
+    return fired.view(np.uint8)
 
 
 def _buffer(name: str, values: int, dtype: Any) -> Array:
