@@ -178,8 +178,22 @@ def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: boo
 @click.option("--discretization", type=click.Choice(["euler", "exponential"]), help="How time is cut into steps (NIR).")
 @click.option("--input-shape", metavar="C,Y,X", help="Shape of a sample, where a .net file does not say it.")
 @click.option("--strict", is_flag=True, help="Refuse what a NIR file cannot say, instead of warning (NIR).")
+@click.option("--report", is_flag=True, help="Measure what quantization costs each layer (float checkpoints).")
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Search for the fewest weight bits of each layer that lose at most this share of the samples.",
+)
 @json_option
-def export(source: str, out: Path, as_json: bool, input_shape: str | None, **options: Any) -> None:
+def export(
+    source: str,
+    out: Path,
+    as_json: bool,
+    input_shape: str | None,
+    report: bool,
+    max_loss: float | None,
+    **options: Any,
+) -> None:
     """Export SOURCE to the network description.
 
     SOURCE is a checkpoint (bit-true: exactly; float: folded and quantized), a NIR file, a lava-dl .net file or a
@@ -189,20 +203,27 @@ def export(source: str, out: Path, as_json: bool, input_shape: str | None, **opt
     Example:  lapilli export runs/digits/checkpoint.safetensors --out network.onnx
               lapilli export net.nir --steps 300 --dt 1e-3 --reset zero --discretization euler
               lapilli export network.onnx --out network.net
+              lapilli export runs/digits/float.safetensors --max-loss 0.005 --report
     """
+    from .conversion import convert
     from .export import render, summarize
-    from .pipeline import export_source
 
     try:
         shape = tuple(int(axis) for axis in input_shape.split(",")) if input_shape else None
     except ValueError:
         raise click.BadParameter(f"{input_shape!r}: give C,Y,X or N", param_hint="--input-shape") from None
     given = {name: value for name, value in (options | {"input_shape": shape}).items() if value not in (None, False)}
-    network, warnings = export_source(source, out, given)
-    for warning in warnings:
+    made = convert(source, out, given, report=report, max_loss=max_loss)
+    for warning in made.warnings:
         click.echo(f"lapilli: warning: {warning}", err=True)
-    summary = summarize(network)
-    _emit({"file": str(out), **summary.to_json()}, as_json, lambda: render(summary))
+    summary = summarize(made.network)
+    document = {"file": str(out), **summary.to_json()}
+    shown = [render(summary)]
+    for name, part in (("search", made.search), ("report", made.report)):
+        if part is not None:
+            document[name] = part.to_json()
+            shown.append(part.render())
+    _emit(document, as_json, lambda: _group(shown))
     click.echo(f"wrote {out}", err=True)
 
 

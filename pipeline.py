@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .errors import FileFormatError, RecipeError, UnsupportedError
+from .errors import FileFormatError, UnsupportedError
 from .network import IntArray, Network
 from .recipe import Recipe
 from .recording import Executor, Recording, decide
@@ -98,7 +98,7 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
             recipe=stored["recipe"], stage="float", augment=augment,
         )  # fmt: skip
         accuracy["float"] = stage.accuracy = evaluate(model, data.test)
-        stage.note = f"{recipe.train.epochs} epochs, {_describe(recipe)}"
+        stage.note = f"{recipe.train.epochs} epochs, {recipe.method}"
 
     with narrator.stage("fold and quantize") as stage:
         folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels)
@@ -140,11 +140,6 @@ def _check_device(device: str) -> None:
         raise UnsupportedError(f"device {device!r} cannot be used here ({reason}); train on cpu") from None
 
 
-def _describe(recipe: Recipe) -> str:
-    n = recipe.network
-    return f"DSR {n.neuron.upper()}, {n.steps} steps, reset {n.reset}"
-
-
 def _bits(network: Network) -> str:
     found = sorted({c.weight_bits for c in network.connections})
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
@@ -152,86 +147,6 @@ def _bits(network: Network) -> str:
 
 def _epoch(stage: str, epoch: Epoch) -> dict[str, Any]:
     return {"stage": stage, "epoch": epoch.epoch, "loss": epoch.loss, "accuracy": epoch.test_accuracy}
-
-
-def export_source(source: str, out: Path, options: Mapping[str, Any]) -> tuple[Network, list[str]]:
-    """Read a checkpoint, NIR, lava-dl or ONNX file, and write it as the suffix of ``out`` says.
-
-    Parameters
-    ----------
-    source : str
-    out : Path
-    options : mapping
-        What the user gave: ``bits``, ``steps``, ``dt``, ``reset``, ``discretization``, ``input_shape``, ``strict``.
-
-    Returns
-    -------
-    Network, list of str
-        And what the formats could not say, as warnings.
-
-    Raises
-    ------
-    UnsupportedError
-        If an option does not belong to the formats read and written.
-    """
-    import warnings
-
-    from .export import load, save
-
-    reading, writing = dict(options), {}
-    to_nir, from_nir = out.suffix.lower() == ".nir", source.lower().endswith(".nir")
-    if to_nir:
-        taken = ("dt", "strict")
-        writing = {name: reading[name] for name in taken if name in reading}
-        reading = reading if from_nir else {name: value for name, value in reading.items() if name not in taken}
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        if Path(source).suffix.lower() in (".nir", ".net", ".onnx"):
-            if "bits" in reading:
-                reading["weight_bits"] = reading.pop("bits")
-            network = load(source, **reading)
-        else:
-            bits = reading.pop("bits", None)
-            if reading:
-                raise UnsupportedError(f"{source}: {', '.join(reading)}: a checkpoint says this itself; leave it out")
-            network = export_checkpoint(source, bits=bits)
-        save(network, out, **writing)
-    return network, [str(w.message) for w in said if w.category.__module__.startswith(__name__.partition(".")[0])]
-
-
-def export_checkpoint(path: str, bits: int | None = None) -> Network:
-    """The description of a checkpoint: exact for bit-true ones, folded and quantized for float ones.
-
-    Raises
-    ------
-    FileFormatError
-        If the file is not a checkpoint of ours.
-    RecipeError
-        If ``bits`` is given for a bit-true checkpoint, whose bits are part of its training.
-    """
-    from .export.lowering import lower
-    from .export.quantization import quantize_with_latent
-    from .train.bit_true import BitTrueNetwork
-    from .train.checkpoint import load
-    from .train.data import load as load_data
-    from .train.model import build
-
-    found = load(path)
-    try:
-        recipe = Recipe.model_validate(found.header.recipe)
-    except ValueError as error:
-        raise FileFormatError(f"{path}: holds no recipe that this lapilli reads ({error})") from None
-    if found.header.stage == "bit-true":
-        if bits is not None:
-            raise RecipeError(f"{path}: is bit-true; its weight bits are part of its training. Export without --bits")
-        return BitTrueNetwork.from_state(path, found.model).to_network()
-    data = load_data(recipe.data)
-    model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
-    model.load_state_dict(found.model)
-    config = recipe.quantize if bits is None else recipe.quantize.model_copy(update={"weight_bits": bits})
-    made = quantize_with_latent(lower(model.double(), name=recipe.name, labels=data.labels), config, data.train.x)
-    metadata = {**made.network.metadata, "recipe": found.header.recipe, "method": f"{_describe(recipe)}, quantized"}
-    return BitTrueNetwork(made.network).to_network(metadata)
 
 
 # ---------------------------------------------------------------------------------------------- the whole run

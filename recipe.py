@@ -53,6 +53,12 @@ class Recipe(BaseModel):
     bit_true: BitTrueConfig = Field(default_factory=lambda: BitTrueConfig.model_validate({}))
     deploy: DeployConfig = Field(default_factory=lambda: DeployConfig.model_validate({}))
 
+    @property
+    def method(self) -> str:
+        """How the network is trained, in a few words."""
+        n = self.network
+        return f"DSR {n.neuron.upper()}, {n.steps} steps, reset {n.reset}"
+
 
 def shipped() -> dict[str, str]:
     """Name and first comment line of every recipe that comes with lapilli."""

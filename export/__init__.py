@@ -21,6 +21,8 @@ from ..network import Readout as Readout
 from ..network import Scale as Scale
 
 if TYPE_CHECKING:
+    from .bit_search import MixedPrecision as MixedPrecision
+    from .bit_search import mixed_precision as mixed_precision
     from .folding import Folded as Folded
     from .lowering import lower as lower
     from .netx_reader import load_net as load_net
@@ -39,12 +41,15 @@ if TYPE_CHECKING:
     from .quantization import QuantizeConfig as QuantizeConfig
     from .quantization import quantize as quantize
     from .quantization import quantize_with_latent as quantize_with_latent
+    from .sensitivity import QuantizationReport as QuantizationReport
+    from .sensitivity import quantization_report as quantization_report
     from .summary import Summary as Summary
     from .summary import render as render
     from .summary import summarize as summarize
 
 _WHERE = {  # public name: its module
     "Folded": "folding",
+    "MixedPrecision": "bit_search",
     "NIRWarning": "nir_network",
     "QuantizeConfig": "quantization",
     "Summary": "summary",
@@ -54,7 +59,10 @@ _WHERE = {  # public name: its module
     "load_nir": "nir_import",
     "load_onnx": "onnx_file",
     "lower": "lowering",
+    "mixed_precision": "bit_search",
     "nir_in_steps": "nir_import",
+    "QuantizationReport": "sensitivity",
+    "quantization_report": "sensitivity",
     "onnx_reference_executor": "onnx_executors",
     "onnxruntime_executor": "onnx_executors",
     "quantize": "quantization",

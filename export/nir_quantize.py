@@ -31,9 +31,9 @@ from .quantization import (
     THRESHOLD_MANTISSA,
     WEIGHT_EXPONENT,
     QuantizeConfig,
-    _bias_exponent,
-    _input,
-    _weight_scale,
+    bias_exponent,
+    quantized_input,
+    weight_scale,
 )
 
 
@@ -81,7 +81,7 @@ def quantize_real(
         if unknown:
             raise RecipeError(f"weight_bits: there is no population {unknown[0]!r}; there are {', '.join(names)}")
     known = config.input_range is not None or calibration is not None
-    net_input = _input(real.input_shape, config, calibration) if known else Input(shape=real.input_shape)
+    net_input = quantized_input(real.input_shape, config, calibration) if known else Input(shape=real.input_shape)
     populations: list[Population] = []
     connections: list[Connection] = []
     report: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ def _quantized(
         if not np.isfinite(synapse.weight).all():
             raise UnsupportedError(f"{where}: weights from {c.source!r} are not finite")
         if synapse.weight.any():  # a connection of zeros is none
-            finest = _weight_scale(synapse.weight, 2 ** (bits - 1) - 1, config)
+            finest = weight_scale(synapse.weight, 2 ** (bits - 1) - 1, config)
             if not 0 < finest < math.inf:
                 raise UnsupportedError(f"{where}: weights from {c.source!r} are too small for double precision")
             weights.append(_Weights(c, synapse, bits, finest, low, high))
@@ -151,7 +151,7 @@ def _quantized(
         )
     unit = scale * STEP
     dv = round(DECAY_ONE * (1 - p.keep_v))
-    exponent = _bias_exponent(bias * unit, leaky=dv != 0)
+    exponent = bias_exponent(bias * unit, leaky=dv != 0)
     population = Population(
         name=p.name,
         shape=p.shape,

@@ -171,7 +171,7 @@ def quantize_with_latent(folded: Folded, config: QuantizeConfig, calibration: np
         unknown = sorted(set(config.weight_bits) - set(names))
         if unknown:
             raise RecipeError(f"quantize.weight_bits: there is no layer {unknown[0]!r}; there are {', '.join(names)}")
-    net_input = _input(folded.input_shape, config, calibration)
+    net_input = quantized_input(folded.input_shape, config, calibration)
     sources = {INPUT: net_input} | {layer.name: Input(shape=layer.shape) for layer in folded.layers}
     made: list[_Made] = []
     for layer in folded.layers:
@@ -207,7 +207,7 @@ def _readout(last: Population) -> Readout:
     return Readout(population=last.name)
 
 
-def _input(shape: Shape, config: QuantizeConfig, calibration: npt.ArrayLike | None) -> Input:
+def quantized_input(shape: Shape, config: QuantizeConfig, calibration: npt.ArrayLike | None) -> Input:
     """The integer input: ``x = zero + scale q`` with ``q`` in ``low..high``."""
     per_channel = (-1, *[1] * (len(shape) - 1))
     mean, std = np.zeros((1,)), np.ones((1,))
@@ -307,7 +307,7 @@ def _quantize_layer(
     largest = max(float(np.abs(w).max()) for w in weights)
     if largest == 0:
         raise UnsupportedError(f"{where}: all weights are zero; nothing can be quantized")
-    full = [_weight_scale(w, limit, config) if w.any() else math.inf for w in weights]
+    full = [weight_scale(w, limit, config) if w.any() else math.inf for w in weights]
     # The weight exponent; less where branches differ so much that the coarsest would need more than there are.
     finer = max(0, min(8 - bits, WEIGHT_EXPONENT - _coarser(max(s for s in full if s < math.inf), min(full))))
     # S is the least of these: each is where something is full.
@@ -337,7 +337,7 @@ def _quantize_layer(
                 "use fewer input levels or retrain the layer"
             )
     unit = scale * 2**finer * STEP  # state units per real unit
-    exponent = _bias_exponent(bias * unit, leaky=layer.beta != 1.0)
+    exponent = bias_exponent(bias * unit, leaky=layer.beta != 1.0)
     population = Population(
         name=layer.name,
         shape=layer.shape,
@@ -396,7 +396,7 @@ def _connection_name(branches: Sequence[Branch], i: int, target: str) -> str:
     return f"{source}->{target}" + (f"#{earlier + 1}" if earlier else "")
 
 
-def _weight_scale(weight: FloatArray, limit: int, config: QuantizeConfig) -> float:
+def weight_scale(weight: FloatArray, limit: int, config: QuantizeConfig) -> float:
     """``S`` as far as the weights decide it."""
     size = np.abs(weight)
     if config.weight_scale == "percentile":
@@ -419,7 +419,7 @@ def _largest_current(integers: FloatArray, source: Input) -> float:
     )
 
 
-def _bias_exponent(bias: FloatArray, *, leaky: bool) -> int:
+def bias_exponent(bias: FloatArray, *, leaky: bool) -> int:
     """Exponent of Loihi's bias register for these state units.
 
     Without a leak 6 if it fits, so that membranes stay on the weights' grid; with a leak the finest that fits.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError
-from .mixed_precision import MixedPrecision
+from .bit_search import MixedPrecision
 from .sensitivity import LayerSensitivity, QuantizationReport
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 import lapilli
 from lapilli.cli import main
+from lapilli.conversion import convert_checkpoint
 from lapilli.errors import RecipeError
-from lapilli.pipeline import Narrator, export_checkpoint, run_recipe, train_recipe
+from lapilli.pipeline import Narrator, run_recipe, train_recipe
 from lapilli.recipe import load_recipe
 
 FAST = ["train.epochs=2", "bit_true.epochs=1", "network.steps=4"]
@@ -57,16 +58,16 @@ def test_the_file_is_the_network_and_carries_its_history(finished):
 
 def test_a_bit_true_checkpoint_exports_exactly(finished):
     folder, done = finished
-    network = export_checkpoint(str(folder / "checkpoint.safetensors"))
+    network = convert_checkpoint(str(folder / "checkpoint.safetensors")).network
     assert network.digest() == done.summary["digest"]
     with pytest.raises(RecipeError, match="bit-true"):
-        export_checkpoint(str(folder / "checkpoint.safetensors"), bits=4)
+        convert_checkpoint(str(folder / "checkpoint.safetensors"), bits=4)
 
 
 def test_a_float_checkpoint_exports_at_any_width(finished):
     folder, _ = finished
     for bits in (8, 4):
-        network = export_checkpoint(str(folder / "float.safetensors"), bits=bits)
+        network = convert_checkpoint(str(folder / "float.safetensors"), bits=bits).network
         assert {c.weight_bits for c in network.connections} == {bits}
         assert max(int(np.abs(c.synapse.weight).max()) for c in network.connections) <= 2 ** (bits - 1) - 1
 
@@ -105,3 +106,22 @@ def test_absent_lava_stops_a_run_before_training(tmp_path, monkeypatch):
     assert result.exit_code == 2
     assert "lava" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_export_converts_between_formats_and_searches_bits(finished, tmp_path):
+    folder, _ = finished
+    checkpoint, out = str(folder / "float.safetensors"), tmp_path / "searched.onnx"
+    result = CliRunner().invoke(
+        main, ["export", checkpoint, "--out", str(out), "--max-loss", "0.02", "--report", "--json"]
+    )
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["digest"] == document["report"]["digest"] == lapilli.load(out).digest()
+    assert document["search"]["memory_bits"] <= document["search"]["memory_bits_widest"]
+
+    nir = tmp_path / "net.nir"
+    assert CliRunner().invoke(main, ["export", str(out), "--out", str(nir), "--dt", "0.001"]).exit_code == 0
+    assert lapilli.load(nir) == lapilli.load(out)
+    refused = CliRunner().invoke(main, ["export", str(out), "--out", str(tmp_path / "net.net")])
+    assert refused.exit_code == 2
+    assert "reset" in refused.stderr, "lava-dl cannot represent the soft reset, and it says so"

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from lapilli.errors import DataError, RecipeError, UnsupportedError
 from lapilli.export import sensitivity
+from lapilli.export.bit_search import Search, mixed_precision
 from lapilli.export.folding import Affine, Branch, Folded, FoldedLayer, identity
 from lapilli.export.lowering import lower
-from lapilli.export.mixed_precision import Search, mixed_precision
 from lapilli.export.quantization import QuantizeConfig, quantize
 from lapilli.export.quantization_plots import plot, plot_search
 from lapilli.export.sensitivity import memory_bits, quantization_report

@@ -183,7 +183,7 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch):
 
 
 def test_every_executor_name_is_listed():
-    assert executors.names() == ("reference", "fast", "torch", "onnxruntime", "onnx-reference", "lava")
+    assert executors.names() == ("reference", "fast", "torch", "onnxruntime", "onnx-reference", "lava", "netx")
 
 
 def test_importing_and_simulating_imports_nothing_heavy():
