@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from .bit_search import mixed_precision as mixed_precision
     from .folding import Folded as Folded
     from .lowering import lower as lower
-    from .netx_reader import load_net as load_net
-    from .netx_writer import round_to_net as round_to_net
-    from .netx_writer import save_net as save_net
-    from .nir_export import save_nir as save_nir
-    from .nir_import import load_nir as load_nir
-    from .nir_import import nir_in_steps as nir_in_steps
-    from .nir_network import NIRWarning as NIRWarning
-    from .onnx_executors import execute_file as execute_file
-    from .onnx_executors import onnx_reference_executor as onnx_reference_executor
-    from .onnx_executors import onnxruntime_executor as onnxruntime_executor
-    from .onnx_file import load_onnx as load_onnx
-    from .onnx_file import save_onnx as save_onnx
-    from .onnx_graph import build_model as build_model
+    from .netx.reading import load_net as load_net
+    from .netx.writing import round_to_net as round_to_net
+    from .netx.writing import save_net as save_net
+    from .nir.reading import load_nir as load_nir
+    from .nir.reading import nir_in_steps as nir_in_steps
+    from .nir.real_network import NIRWarning as NIRWarning
+    from .nir.writing import save_nir as save_nir
+    from .onnx.executors import execute_file as execute_file
+    from .onnx.executors import onnx_reference_executor as onnx_reference_executor
+    from .onnx.executors import onnxruntime_executor as onnxruntime_executor
+    from .onnx.file import load_onnx as load_onnx
+    from .onnx.file import save_onnx as save_onnx
+    from .onnx.graph import build_model as build_model
     from .quantization import QuantizeConfig as QuantizeConfig
     from .quantization import quantize as quantize
     from .quantization import quantize_with_latent as quantize_with_latent
@@ -50,28 +50,28 @@ if TYPE_CHECKING:
 _WHERE = {  # public name: its module
     "Folded": "folding",
     "MixedPrecision": "bit_search",
-    "NIRWarning": "nir_network",
+    "NIRWarning": "nir.real_network",
     "QuantizeConfig": "quantization",
     "Summary": "summary",
-    "build_model": "onnx_graph",
-    "execute_file": "onnx_executors",
-    "load_net": "netx_reader",
-    "load_nir": "nir_import",
-    "load_onnx": "onnx_file",
+    "build_model": "onnx.graph",
+    "execute_file": "onnx.executors",
+    "load_net": "netx.reading",
+    "load_nir": "nir.reading",
+    "load_onnx": "onnx.file",
     "lower": "lowering",
     "mixed_precision": "bit_search",
-    "nir_in_steps": "nir_import",
+    "nir_in_steps": "nir.reading",
     "QuantizationReport": "sensitivity",
     "quantization_report": "sensitivity",
-    "onnx_reference_executor": "onnx_executors",
-    "onnxruntime_executor": "onnx_executors",
+    "onnx_reference_executor": "onnx.executors",
+    "onnxruntime_executor": "onnx.executors",
     "quantize": "quantization",
     "quantize_with_latent": "quantization",
     "render": "summary",
-    "round_to_net": "netx_writer",
-    "save_net": "netx_writer",
-    "save_nir": "nir_export",
-    "save_onnx": "onnx_file",
+    "round_to_net": "netx.writing",
+    "save_net": "netx.writing",
+    "save_nir": "nir.writing",
+    "save_onnx": "onnx.file",
     "summarize": "summary",
 }
 

@@ -13,8 +13,8 @@ _PLACES = {
     "reference": ".sim.reference:reference",
     "fast": ".sim.engine.batched:fast",
     "torch": ".train.bit_true:torch_executor",
-    "onnxruntime": ".export.onnx_executors:onnxruntime_executor",
-    "onnx-reference": ".export.onnx_executors:onnx_reference_executor",
+    "onnxruntime": ".export.onnx.executors:onnxruntime_executor",
+    "onnx-reference": ".export.onnx.executors:onnx_reference_executor",
     "lava": ".deploy.lava.executor:lava_executor",
     "netx": ".deploy.lava.netx:netx_executor",
 }

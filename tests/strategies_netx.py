@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from lapilli.errors import UnsupportedError
-from lapilli.export.netx_writer import net_layers
+from lapilli.export.netx.writing import net_layers
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout
 
 

@@ -18,8 +18,8 @@ from lapilli.deploy.lava import available
 from lapilli.deploy.lava.executor import Job
 from lapilli.deploy.lava.netx import carries_over, netx_executor, run_netx
 from lapilli.errors import MissingDependencyError, UnsupportedError
-from lapilli.export.netx_reader import load_net
-from lapilli.export.netx_writer import save_net
+from lapilli.export.netx.reading import load_net
+from lapilli.export.netx.writing import save_net
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population
 from lapilli.recording import decide, scores
 from lapilli.sim.engine.batched import fast
@@ -227,7 +227,7 @@ def test_our_packing_is_lava_dl_s(tmp_path):
         import contextlib, io
         import numpy as np
         from lapilli.deploy.lava.netx_compatibility import import_netx
-        from lapilli.export.netx_packing import run_weights
+        from lapilli.export.netx.packing import run_weights
         import_netx()
         from lava.lib.dl.netx.utils import optimize_weight_bits
         from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from strategies_netx import net_networks
 
 from lapilli.errors import FileFormatError, UnsupportedError
-from lapilli.export.hdf5_values import MAX_UNSTORED_BYTES
-from lapilli.export.netx_packing import run_weights, why_inexact
-from lapilli.export.netx_reader import load_net
-from lapilli.export.netx_writer import net_layers, round_to_net, save_net
+from lapilli.export.netx.hdf5_values import MAX_UNSTORED_BYTES
+from lapilli.export.netx.packing import run_weights, why_inexact
+from lapilli.export.netx.reading import load_net
+from lapilli.export.netx.writing import net_layers, round_to_net, save_net
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
 from lapilli.sim.reference import reference
 from strategies import inputs

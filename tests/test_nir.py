@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import lapilli
 from lapilli.errors import FileFormatError, UnsupportedError
-from lapilli.export.nir_import import NIRWarning, load_nir, nir_in_steps
+from lapilli.export.nir.reading import NIRWarning, load_nir, nir_in_steps
 from lapilli.sim.reference import reference
 
 HOW = {"steps": 6, "dt": 0.25, "reset": "zero", "discretization": "euler"}

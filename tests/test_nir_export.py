@@ -13,9 +13,9 @@ from hypothesis import assume, given, settings
 
 from lapilli import Connection, Dense, Input, Network, Population, Readout
 from lapilli.errors import FileFormatError, UnsupportedError
-from lapilli.export.nir_export import save_nir
-from lapilli.export.nir_import import NIRWarning, load_nir, nir_in_steps
-from lapilli.export.nir_tree import build_tree
+from lapilli.export.nir.reading import NIRWarning, load_nir, nir_in_steps
+from lapilli.export.nir.tree import build_tree
+from lapilli.export.nir.writing import save_nir
 from lapilli.sim.reference import reference
 from strategies import inputs, networks, networks_with_input
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lapilli
-from lapilli.export.nir_import import load_nir, nir_in_steps
+from lapilli.export.nir.reading import load_nir, nir_in_steps
 
 STEPS, BATCH = 30, 4
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from lapilli.errors import DescriptionError, ExecutionError, UnsupportedError
 from lapilli.export import Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
-from lapilli.export.onnx_executors import onnx_reference_executor, onnxruntime_executor
-from lapilli.export.onnx_graph import build_model
-from lapilli.export.onnx_neurons import neuron_function
-from lapilli.export.onnx_synapses import DIGIT, Nodes, fits_accumulator, split
+from lapilli.export.onnx.executors import onnx_reference_executor, onnxruntime_executor
+from lapilli.export.onnx.graph import build_model
+from lapilli.export.onnx.neurons import neuron_function
+from lapilli.export.onnx.synapses import DIGIT, Nodes, fits_accumulator, split
 from lapilli.recording import scores
 from lapilli.sim.reference import reference
 from strategies import networks_with_input
@@ -346,7 +346,7 @@ def test_bad_calls_are_refused_by_name():
 
 
 def test_sessions_are_kept_but_not_too_many():
-    from lapilli.export import onnx_executors
+    from lapilli.export.onnx import executors as onnx_executors
 
     network = small()
     onnxruntime_executor(network, random_input(network))

@@ -30,10 +30,10 @@ from lapilli.export import (
     execute_file,
     load,
     load_onnx,
-    onnx_file,
     save,
     save_onnx,
 )
+from lapilli.export.onnx import file as onnx_file
 from lapilli.sim.reference import reference
 from strategies import networks, networks_with_input
 

@@ -90,7 +90,7 @@ def _check_installed() -> None:
 
 def _write(job: Job, here: Path) -> dict[str, Any]:
     """Leave the file and the input in a job's folder; returns what is said about it in ``jobs.json``."""
-    from ...export.netx_writer import chain_of, message_bits, net_layers, save_net
+    from ...export.netx.writing import chain_of, message_bits, net_layers, save_net
 
     here.mkdir()
     network = job.network

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ExecutionError, MissingDependencyError, UnsupportedError
-from ..network import IntArray, Network
-from ..recording import Recording, at_every_step
-from .onnx_graph import build_model, outputs
+from ...errors import ExecutionError, MissingDependencyError, UnsupportedError
+from ...network import IntArray, Network
+from ...recording import Recording, at_every_step
+from .graph import build_model, outputs
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -54,7 +54,7 @@ def execute_file(path: str | Path, x: IntArray, trace: Collection[str] = ()) -> 
     FileFormatError
         If the file is not what it claims to be.
     """
-    from .onnx_file import load_onnx
+    from .file import load_onnx
 
     network = load_onnx(path)
     if trace:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..validation import IntArray
+from ...validation import IntArray
 
 LOW, HIGH_MIXED, HIGH = -256, 254, 255  # Loihi's 8-bit weights: of both signs (even ones), of one sign
 

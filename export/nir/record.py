@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..errors import DescriptionError, FileFormatError, UnsupportedError
-from ..network import Network, from_structure
-from .nir_tree import build_tree, weight_nodes
+from ... import __version__
+from ...errors import DescriptionError, FileFormatError, UnsupportedError
+from ...network import Network, from_structure
+from .tree import build_tree, weight_nodes
 
 KEY = "lapilli"
 RECORD_VERSION = 1

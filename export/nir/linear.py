@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DescriptionError, UnsupportedError
-from ..network import Conv2d, Dense, Scale, Shape, Synapse
-from .folding import Affine, FloatArray, Pair, Pool, pool_then_conv
+from ...errors import DescriptionError, UnsupportedError
+from ...network import Conv2d, Dense, Scale, Shape, Synapse
+from ..folding import Affine, FloatArray, Pair, Pool, pool_then_conv
 
 MAX_DENSE = 2**25  # elements of a matrix that no node of the file spells out
 

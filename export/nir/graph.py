@@ -1,6 +1,6 @@
 """A NIR graph as lapilli reads it: subgraphs written out, every parameter checked, every shape known.
 
-The input is the nested dictionary that :func:`.nir_hdf5.read_tree` reads, or that ``nir.NIRGraph.to_dict()`` gives;
+The input is the nested dictionary that :func:`.hdf5.read_tree` reads, or that ``nir.NIRGraph.to_dict()`` gives;
 the ``nir`` package itself is not needed. Shapes are inferred here, because files from the field leave parameters as
 scalars, and because NIR 1.0.8 computes the shape after a convolution with a kernel that is not square wrongly.
 """
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DescriptionError, FileFormatError, UnsupportedError
-from ..network import Shape
-from ..validation import check_shape
-from .folding import Affine, FloatArray, Pair
-from .nir_linear import Gain, Operation, Pooling, Reshape
+from ...errors import DescriptionError, FileFormatError, UnsupportedError
+from ...network import Shape
+from ...validation import check_shape
+from ..folding import Affine, FloatArray, Pair
+from .linear import Gain, Operation, Pooling, Reshape
 
 MAX_NODES = 4096
 MAX_VALUES = 2**24  # of one node, padding included

@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import RecipeError, UnsupportedError
-from ..network import DECAY_ONE, INPUT, Connection, Input, Network, Population, Readout
-from .folding import FloatArray
-from .nir_linear import RealSynapse
-from .nir_network import RealConnection, RealNetwork, RealPopulation
-from .quantization import (
+from ...errors import RecipeError, UnsupportedError
+from ...network import DECAY_ONE, INPUT, Connection, Input, Network, Population, Readout
+from ..folding import FloatArray
+from ..quantization import (
     BIAS_EXPONENT,
     BIAS_MANTISSA,
     CURRENT,
@@ -35,6 +33,8 @@ from .quantization import (
     quantized_input,
     weight_scale,
 )
+from .linear import RealSynapse
+from .real_network import RealConnection, RealNetwork, RealPopulation
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
-from ..network import INPUT, Reset, Shape
-from .folding import FloatArray
-from .nir_linear import RealSynapse
+from ...errors import DataError
+from ...network import INPUT, Reset, Shape
+from ..folding import FloatArray
+from .linear import RealSynapse
 
 
 class NIRWarning(UserWarning):

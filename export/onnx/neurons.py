@@ -20,7 +20,7 @@ from functools import lru_cache
 import onnx
 import onnx.parser
 
-from ..network import DECAY_ONE, Population, Reset
+from ...network import DECAY_ONE, Population, Reset
 
 DOMAIN = "ai.lapilli"
 DOMAIN_VERSION = 1

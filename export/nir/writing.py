@@ -3,7 +3,7 @@
 The graph holds the description's numbers as real ones: weights ``w 2^e``, thresholds ``theta / 2^f``, time constants
 ``dt 4096 / d``, which Euler's rule with the step ``dt`` turns into the same decays. A reader of NIR gets a network that
 does what the description does but for the losses listed; lapilli reads the description itself back
-(:mod:`.nir_record`).
+(:mod:`.record`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..bounds import population_bounds
-from ..errors import FileFormatError, MissingDependencyError, UnsupportedError
-from ..network import DECAY_ONE, Network, Population
-from .nir_network import NIRWarning
-from .nir_record import record_of
-from .nir_tree import build_tree
+from ...bounds import population_bounds
+from ...errors import FileFormatError, MissingDependencyError, UnsupportedError
+from ...network import DECAY_ONE, Network, Population
+from .real_network import NIRWarning
+from .record import record_of
+from .tree import build_tree
 
 
 def save_nir(network: Network, path: str | Path, *, dt: float, strict: bool = False) -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UnsupportedError
-from ..network import DECAY_ONE, INPUT, Connection, Network, Population, Shape
+from ...errors import UnsupportedError
+from ...network import DECAY_ONE, INPUT, Connection, Network, Population, Shape
 
 OUTPUT = "output"
 

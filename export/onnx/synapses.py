@@ -19,8 +19,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ..errors import UnsupportedError
-from ..network import Connection, Conv2d, Dense, Population, Scale, Shape, Synapse
+from ...errors import UnsupportedError
+from ...network import Connection, Conv2d, Dense, Population, Scale, Shape, Synapse
 
 DIGIT_BITS = 7
 DIGIT = 2**DIGIT_BITS

@@ -13,14 +13,14 @@ from typing import Any, get_args
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from ..errors import FileFormatError, RecipeError, UnsupportedError
-from ..network import MAX_STEPS, Network
-from .nir_discretize import Discretization, NirReset, discretize
-from .nir_graph import read_graph
-from .nir_network import NIRWarning, RealNetwork
-from .nir_quantize import quantize_real
-from .nir_record import read_record
-from .quantization import QuantizeConfig
+from ...errors import FileFormatError, RecipeError, UnsupportedError
+from ...network import MAX_STEPS, Network
+from ..quantization import QuantizeConfig
+from .discretization import Discretization, NirReset, discretize
+from .graph import read_graph
+from .real_network import NIRWarning, RealNetwork
+from .record import read_record
+from .rounding import quantize_real
 
 __all__ = ["NIRWarning", "load_nir", "nir_in_steps"]
 
@@ -130,7 +130,7 @@ def _tree(source: Any) -> tuple[Mapping[str, Any], str]:
     """The nested dictionary of a file or graph, and what to call it."""
     if hasattr(source, "to_dict"):
         return source.to_dict(), "nir graph"
-    from .nir_hdf5 import read_tree
+    from .hdf5 import read_tree
 
     return read_tree(source), str(source)
 

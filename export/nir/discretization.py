@@ -22,13 +22,13 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..errors import UnsupportedError
-from ..network import DECAY_ONE, INPUT, Reset, Shape
-from .folding import FloatArray
-from .nir_chains import Chains
-from .nir_graph import INTEGRATORS, Graph, Node, population_name
-from .nir_linear import Gain, RealSynapse, Reshape, compose
-from .nir_network import NIRWarning, RealConnection, RealNetwork, RealPopulation
+from ...errors import UnsupportedError
+from ...network import DECAY_ONE, INPUT, Reset, Shape
+from ..folding import FloatArray
+from .chains import Chains
+from .graph import INTEGRATORS, Graph, Node, population_name
+from .linear import Gain, RealSynapse, Reshape, compose
+from .real_network import NIRWarning, RealConnection, RealNetwork, RealPopulation
 
 Discretization: TypeAlias = Literal["euler", "exponential"]
 NirReset: TypeAlias = Literal["subtract", "zero", "subtract-next"]

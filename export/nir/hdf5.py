@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import FileFormatError
+from ...errors import FileFormatError
 
 MAX_FILE_BYTES = 2 * 2**30
 MAX_ITEMS = 100_000  # groups and data sets

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FileFormatError, UnsupportedError
-from ..network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
-from ..validation import MAX_ELEMENTS, IntArray, Shape
+from ...errors import FileFormatError, UnsupportedError
+from ...network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
+from ...validation import MAX_ELEMENTS, IntArray, Shape
 from .hdf5_values import Section, open_hdf5
-from .netx_packing import HIGH, LOW, why_inexact
-from .netx_writer import BIAS_LIMITS, MAX_DELAY, METADATA, UNIT_BITS
+from .packing import HIGH, LOW, why_inexact
+from .writing import BIAS_LIMITS, MAX_DELAY, METADATA, UNIT_BITS
 
 BIAS_INT16 = (-(2**15), 2**15 - 1)  # what Lava's LIF keeps; Loihi has 13 bits
 NEVER_SPIKES = 2**17  # thresholds from here on are above the saturated membrane: 2^17 << 6 = 2^23

@@ -1,6 +1,6 @@
 """Descriptions on disk: ONNX files that any ONNX runtime executes and that lapilli reads back losslessly.
 
-A file is the model of :func:`.onnx_graph.build_model` and one metadata entry, ``lapilli``: a JSON object with the
+A file is the model of :func:`.graph.build_model` and one metadata entry, ``lapilli``: a JSON object with the
 description but for its weights and biases, which are the model's initializers. ``docs/format.md`` specifies it.
 
 The reader trusts nothing. It measures the file before it parses it, takes the description from the metadata and
@@ -24,10 +24,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from .. import __version__
-from ..errors import DescriptionError, FileFormatError, UnsupportedError
-from ..network import FORMAT_VERSION, Network, from_structure
-from .onnx_graph import build_model
+from ... import __version__
+from ...errors import DescriptionError, FileFormatError, UnsupportedError
+from ...network import FORMAT_VERSION, Network, from_structure
+from .graph import build_model
 from .protobuf_scan import NotProtobufError, fields_of
 
 MAX_FILE_BYTES = 1_500_000_000  # below protobuf's 2 GiB; larger networks need external data, which is not written yet

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DescriptionError, FileFormatError, MissingDependencyError
+from ...errors import DescriptionError, FileFormatError, MissingDependencyError
 
 MAX_FILE_BYTES = 4 * 2**30
 MAX_UNSTORED_BYTES = 64 * 2**20  # what compression may add to the bytes that a file has

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UnsupportedError
-from ..network import Shape
-from .folding import FloatArray
-from .nir_graph import Graph, Node
-from .nir_linear import Operation, constant
+from ...errors import UnsupportedError
+from ...network import Shape
+from ..folding import FloatArray
+from .graph import Graph, Node
+from .linear import Operation, constant
 
 MAX_PATHS = 4096  # into one node
 

@@ -3,10 +3,10 @@
 Two layouts, the same meaning:
 
 - acyclic networks: every value has all steps at once, ``[T, B, *shape]``; each population is one node of a function
-  with the Scan over time inside (see :mod:`.onnx_neurons`);
+  with the Scan over time inside (see :mod:`.neurons`);
 - cyclic networks: one Scan over time whose body is the whole network at one step, ``[B, *shape]``.
 
-Connections are in :mod:`.onnx_synapses`.
+Connections are in :mod:`.synapses`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from .. import __version__
-from ..network import FORMAT_VERSION, INPUT, Connection, Network, Population
-from ..recording import count_weights
-from .onnx_neurons import DOMAIN, DOMAIN_VERSION, OPSET, attributes, function_name, neuron_function
-from .onnx_synapses import Digit, Nodes, Sent, Synapses, split
+from ... import __version__
+from ...network import FORMAT_VERSION, INPUT, Connection, Network, Population
+from ...recording import count_weights
+from .neurons import DOMAIN, DOMAIN_VERSION, OPSET, attributes, function_name, neuron_function
+from .synapses import Digit, Nodes, Sent, Synapses, split
 
 IR_VERSION = 8  # the first with functions in a model
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..bounds import PopulationBounds, population_bounds
-from ..errors import FileFormatError, UnsupportedError
-from ..network import INPUT, Connection, Conv2d, Dense, Network, Population
-from ..validation import IntArray
+from ...bounds import PopulationBounds, population_bounds
+from ...errors import FileFormatError, UnsupportedError
+from ...network import INPUT, Connection, Conv2d, Dense, Network, Population
+from ...validation import IntArray
 from .hdf5_values import import_h5py
-from .netx_packing import HIGH, LOW, why_inexact
+from .packing import HIGH, LOW, why_inexact
 
 UNIT_BITS = 6  # thresholds, biases and weights count 2^6 state units (lava LIF: a_in << 6, vth << 6)
 UNIT = 1 << UNIT_BITS
