@@ -141,13 +141,12 @@ def test_samples_run_back_to_back_and_biases_wait_for_their_window():
 @pytest.mark.slow
 def test_a_trained_network_classifies_the_same_through_lava_dl(tmp_path):
     pytest.importorskip("torch")
-    from lapilli.pipeline import Narrator, export_checkpoint, train_recipe
+    from lapilli.pipeline import Narrator, train_recipe
     from lapilli.recipe import load_recipe
     from lapilli.samples import read_samples
 
     recipe = load_recipe("digits", ["train.epochs=1", "bit_true.epochs=1", "network.steps=4", "network.reset=zero"])
-    train_recipe(recipe, tmp_path, resume=False, narrator=Narrator())
-    network = export_checkpoint(str(tmp_path / "checkpoint.safetensors"))
+    network = train_recipe(recipe, tmp_path, resume=False, narrator=Narrator()).network
     test = read_samples("digits", network)
     x = network.input.encode(test.x)
     expected = fast(network, x)
