@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import DescriptionError, FileFormatError, MissingDependencyError
+from ..hdf5_heaps import check_global_heaps
 
 MAX_FILE_BYTES = 4 * 2**30
 MAX_UNSTORED_BYTES = 64 * 2**20  # what compression may add to the bytes that a file has
@@ -157,6 +158,7 @@ def open_hdf5(path: Path) -> Iterator[Section]:
         with path.open("rb") as start:
             if start.read(len(_SIGNATURE)) != _SIGNATURE:
                 raise FileFormatError(f"{path}: is not an HDF5 file; lava-dl's .net files are HDF5")
+        check_global_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
             yield Section(path, file, "", [size + MAX_UNSTORED_BYTES])
     except DescriptionError as error:

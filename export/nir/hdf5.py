@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from ...errors import FileFormatError
+from ..hdf5_heaps import check_global_heaps
 
 MAX_FILE_BYTES = 2 * 2**30
 MAX_ITEMS = 100_000  # groups and data sets
@@ -44,6 +45,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise FileFormatError(f"{path}: {size} bytes; a NIR file has at most {MAX_FILE_BYTES}")
+        check_global_heaps(path)
         with h5py.File(path, "r") as file:
             root = file["node"] if _is_hard(file, "node") else None
             if not isinstance(root, h5py.Group):
