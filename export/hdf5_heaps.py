@@ -2,7 +2,7 @@
 
 Strings of variable length lie in *global heaps* (HDF5 file format 3.0, section III.E): collections of objects, each
 with its size in front. The library walks a collection by those sizes and does not check that they lead anywhere: a free
-object of size 0 keeps it walking for ever (found by flipping bytes; HDF5 1.14). So they are walked here first.
+object of size 0 keeps it walking for ever (found by flipping bytes; HDF5 2.0). So they are walked here first.
 """
 
 from __future__ import annotations
