@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -427,41 +427,44 @@ class Network:
     def _by_name(self) -> dict[str, Population]:
         return {p.name: p for p in self.populations}
 
-    @cached_property
-    def order(self) -> tuple[Population, ...]:
-        """Populations in topological order of the connections without delay."""
+    def _topological(self, connections: Iterable[Connection]) -> list[str]:
+        """Names of the populations, sources first; those on or behind a cycle of these connections are left out."""
         waiting = {p.name: 0 for p in self.populations}
         followers: dict[str, list[str]] = {p.name: [] for p in self.populations}
-        for c in self.connections:
-            if c.delay == 0 and c.source != INPUT:
+        for c in connections:
+            if c.source != INPUT:
                 waiting[c.target] += 1
                 followers[c.source].append(c.target)
-        ready = [p.name for p in self.populations if waiting[p.name] == 0]
-        order: list[Population] = []
+        ready = [name for name, n in waiting.items() if n == 0]
         for name in ready:  # grows while it is walked
-            order.append(self._by_name[name])
             for follower in followers[name]:
                 waiting[follower] -= 1
                 if waiting[follower] == 0:
                     ready.append(follower)
-        stuck = sorted(name for name, n in waiting.items() if n > 0)
+        return ready
+
+    @cached_property
+    def order(self) -> tuple[Population, ...]:
+        """Populations in topological order of the connections without delay."""
+        names = self._topological(c for c in self.connections if c.delay == 0)
+        stuck = sorted(self._by_name.keys() - set(names))
         check(
             not stuck,
             f"network: a cycle without delay runs through {', '.join(stuck[:4])}; give a connection delay >= 1",
         )
-        return tuple(order)
+        return tuple(self._by_name[name] for name in names)
 
     @cached_property
     def acyclic(self) -> bool:
         """Whether the connections, delayed ones included, form no cycle."""
-        waiting = {p.name: sum(c.source != INPUT for c in self.incoming(p.name)) for p in self.populations}
-        ready = [name for name, n in waiting.items() if n == 0]
-        for name in ready:
-            for c in self.outgoing(name):
-                waiting[c.target] -= 1
-                if waiting[c.target] == 0:
-                    ready.append(c.target)
-        return len(ready) == len(self.populations)
+        return len(self._topological(self.connections)) == len(self.populations)
+
+    @cached_property
+    def flow(self) -> tuple[Population, ...]:
+        """Populations in topological order of all connections, delayed ones too; :attr:`order` in a cyclic network."""
+        return (
+            tuple(self._by_name[name] for name in self._topological(self.connections)) if self.acyclic else self.order
+        )
 
     def population(self, name: str) -> Population:
         """The population of that name.

@@ -11,7 +11,7 @@ from lapilli.bounds import population_bounds
 from lapilli.errors import DescriptionError
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Scale
 from lapilli.sim.engine import batched, kernels, neurons
-from lapilli.sim.engine.batched import fast, flow_order, steps_at_once
+from lapilli.sim.engine.batched import fast, steps_at_once
 from lapilli.sim.engine.sums import Synapses, exact_dtype
 from lapilli.sim.reference import reference
 from strategies import networks_with_input
@@ -143,7 +143,7 @@ def test_a_delayed_branch_is_ordered_by_all_connections():
             Connection(source=INPUT, target="b", synapse=Scale([1])),
         ),
     )
-    assert [p.name for p in flow_order(network)] == ["b", "a"]
+    assert [p.name for p in network.flow] == ["b", "a"]
     assert steps_at_once(network) == 5
     want = assert_same(network, np.array([[1, 0], [1, 1]]))
     assert want.spikes["a"].any()

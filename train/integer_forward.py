@@ -194,7 +194,7 @@ def run(
     return out
 
 
-def flow_order(network: Network) -> list[Population]:
+def flow_order(network: Network) -> tuple[Population, ...]:
     """Populations so that every source comes before its target, delayed connections included.
 
     Raises
@@ -207,14 +207,7 @@ def flow_order(network: Network) -> list[Population]:
             f"network {network.name!r} is recurrent; torch runs networks without cycles only. Use the engine 'fast' "
             "or 'reference'"
         )
-    done: list[Population] = []
-    waiting = list(network.order)
-    while waiting:
-        names = {p.name for p in waiting}
-        ready = [p for p in waiting if not any(c.source in names for c in network.incoming(p.name))]
-        done += ready
-        waiting = [p for p in waiting if p not in ready]
-    return done
+    return network.flow
 
 
 def _constant(network: Network, x: Tensor) -> bool:

@@ -16,7 +16,7 @@ from itertools import chain
 
 import numpy as np
 
-from ...network import IntArray, Network, Population
+from ...network import IntArray, Network
 from ...recording import Recording, at_every_step
 from . import kernels, threads
 from .neurons import Events, State, Trace, run_neurons
@@ -59,30 +59,13 @@ def plan_of(network: Network) -> list[Synapses]:
     """The populations in the order they run, their synapses made ready; kept as long as the network lives."""
     key = (id(network), kernels.level)
     if key not in _plans:
-        _plans[key] = [Synapses(network, p) for p in flow_order(network)]
+        _plans[key] = [Synapses(network, p) for p in network.flow]
         weakref.finalize(network, _plans.pop, key, None)
     return _plans[key]
 
 
-def flow_order(network: Network) -> list[Population]:
-    """Populations in topological order of all connections, delayed ones too, where they form no cycle.
-
-    In a cyclic network, of the connections without delay only.
-    """
-    if not network.acyclic:
-        return list(network.order)
-    waiting = {p.name: {c.source for c in network.incoming(p.name)} for p in network.populations}
-    order: list[Population] = []
-    while waiting:
-        ready = [name for name, sources in waiting.items() if not sources & waiting.keys()]
-        order += [network.population(name) for name in ready]
-        for name in ready:
-            del waiting[name]
-    return order
-
-
 def steps_at_once(network: Network) -> int:
-    """Steps that a population can take before it needs a spike of a population later in :func:`flow_order`."""
+    """Steps that a population can take before it needs a spike of a population later in ``network.flow``."""
     if network.acyclic:
         return network.steps
     return min(c.delay for c in network.connections if c.delay > 0)
