@@ -26,6 +26,7 @@ from .network import IntArray, Network
 from .recipe import Recipe
 from .recording import Executor, Recording, decide
 from .terminal import Narrator
+from .whole_file import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -418,6 +419,5 @@ def _page_data(
 
 
 def _write_json(path: Path, document: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -264,7 +264,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(finished, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("lapilli.train.checkpoint.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(FileFormatError, match="No space left"):
         save(path, load(path))
     assert path.read_bytes() == before

@@ -6,7 +6,6 @@ complete checkpoint.
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import FileFormatError
+from ..whole_file import written_whole
 
 FORMAT_VERSION = 1
 METADATA_KEY = "lapilli.checkpoint"
@@ -92,17 +92,12 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
     tensors |= {f"optimizer.{name}": t for name, t in checkpoint.optimizer.items()}
     # clone: safetensors refuses tensors that share memory, and a module may hold such.
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={METADATA_KEY: checkpoint.header.model_dump_json()})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            save_file(tensors, temporary, metadata={METADATA_KEY: checkpoint.header.model_dump_json()})
     except (OSError, SafetensorError) as error:
         raise FileFormatError(f"{path}: cannot write the checkpoint ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> Checkpoint:

@@ -9,7 +9,6 @@ The layout is the one that lava-dl's slayer writes (lava-dl 0.6.0, ``slayer/bloc
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ...bounds import PopulationBounds, population_bounds
 from ...errors import FileFormatError, UnsupportedError
 from ...network import INPUT, Connection, Conv2d, Dense, Network, Population
 from ...validation import IntArray
+from ...whole_file import written_whole
 from .hdf5_values import import_h5py
 from .packing import HIGH, LOW, why_inexact
 
@@ -67,22 +67,16 @@ def save_net(network: Network, path: str | Path) -> Path:
     path = Path(path)
     h5py = import_h5py()
     layers = net_layers(network)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w", track_order=False) as file:
+        with written_whole(path) as temporary, h5py.File(temporary, "w", track_order=False) as file:
             file[METADATA] = json.dumps(_beside(network), sort_keys=True)
             for index, layer in enumerate(layers):
                 group = file.create_group(f"layer/{index}")
                 group["type"] = np.array([layer.kind.encode("ascii")], "S10")
                 for key, value in layer.values.items():
                     group[key] = value
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise FileFormatError(f"{path}: cannot write ({error.strerror or error}); choose another path") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -9,7 +9,6 @@ does what the description does but for the losses listed; lapilli reads the desc
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from ...bounds import population_bounds
 from ...errors import FileFormatError, MissingDependencyError, UnsupportedError
 from ...network import DECAY_ONE, Network, Population
+from ...whole_file import written_whole
 from .real_network import NIRWarning
 from .record import record_of
 from .tree import build_tree
@@ -54,14 +54,11 @@ def save_nir(network: Network, path: str | Path, *, dt: float, strict: bool = Fa
     tree = build_tree(network, dt)
     tree["metadata"] = record_of(network, dt, losses)
     graph = nir.NIRGraph.from_dict({**tree, "type_check": False})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        nir.write(temporary, graph)
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            nir.write(temporary, graph)
     except OSError as error:
         raise FileFormatError(f"{path}: cannot write ({error.strerror or error}); choose another path") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     if losses:
         warnings.warn(f"{path}: NIR cannot say {'; '.join(losses)}", NIRWarning, stacklevel=2)
     return path

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -27,6 +26,7 @@ from onnx import TensorProto
 from ... import __version__
 from ...errors import DescriptionError, FileFormatError, UnsupportedError
 from ...network import FORMAT_VERSION, Network, from_structure
+from ...whole_file import written_whole
 from .graph import build_model
 from .protobuf_scan import NotProtobufError, fields_of
 
@@ -108,19 +108,11 @@ def load_onnx(path: str | Path) -> Network:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise FileFormatError(f"{path}: cannot write ({error.strerror}); choose another path") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _model_bytes(network: Network) -> bytes:

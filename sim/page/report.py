@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from ... import __version__
+from ...whole_file import written_whole
 from . import energy_section, sections
 from .markup import Html, join, tag, text
 from .summary import RunSummary
@@ -67,13 +67,6 @@ def write_report(path: str | os.PathLike[str], summary: RunSummary) -> Path:
     target = Path(path)
     content = page(summary)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(target) as temporary:
+        temporary.write_text(content, encoding="utf-8")
     return target
