@@ -6,6 +6,9 @@ in one line: the command line prints it as it is.
 
 from __future__ import annotations
 
+# Said wherever Lava is asked for and absent.
+HOW_TO_GET_LAVA = "in a checkout of lapilli `uv sync` brings it; with pip, on Python 3.10: pip install 'lapilli[lava]'"
+
 
 class Error(Exception):
     """Base of every error that lapilli raises on purpose; the command line exits with code 2."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from ..errors import MissingDependencyError, UnsupportedError
+from ..errors import HOW_TO_GET_LAVA, MissingDependencyError, UnsupportedError
 from ..recording import Executor
 
 # Strings, so that nothing of torch, ONNX Runtime or Lava is imported before somebody names it.
@@ -22,9 +22,8 @@ _PLACES = {
 _NEEDS = {"lava": "lava", "netx": "lava"}
 _PACKAGE = __name__.partition(".")[0]
 
-LAVA_REMEDY = "in a checkout of lapilli `uv sync` brings it; with pip, on Python 3.10: pip install 'lapilli[lava]'"
 _REMEDIES = {
-    "lava": LAVA_REMEDY,
+    "lava": HOW_TO_GET_LAVA,
     "torch": "pip install torch",
     "onnxruntime": "pip install onnxruntime",
     "onnx": "pip install onnx",

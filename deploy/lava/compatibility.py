@@ -20,9 +20,7 @@ import sys
 import threading
 from typing import Any
 
-from ...errors import MissingDependencyError
-
-HOW_TO_GET_LAVA = "in a checkout of lapilli `uv sync` brings it; with pip, on Python 3.10: pip install 'lapilli[lava]'"
+from ...errors import HOW_TO_GET_LAVA, MissingDependencyError
 
 _BROKEN = "lava.magma.compiler.var_model"
 _lock = threading.Lock()

@@ -26,11 +26,10 @@ import numpy.typing as npt
 
 from ... import errors
 from ...arithmetic import fan_out
-from ...errors import ExecutionError, MissingDependencyError
+from ...errors import HOW_TO_GET_LAVA, ExecutionError, MissingDependencyError
 from ...network import IntArray, Network
 from ...recording import Recording, at_every_step
 from ..schedule import Schedule, make_schedule
-from .compatibility import HOW_TO_GET_LAVA
 from .graph import ConvolutionAs
 
 TIMEOUT_VARIABLE = "LAPILLI_LAVA_TIMEOUT"  # seconds; overrides the limit derived from the size

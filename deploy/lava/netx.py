@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import MissingDependencyError, UnsupportedError
+from ...errors import HOW_TO_GET_LAVA, MissingDependencyError, UnsupportedError
 from ...network import Conv2d, IntArray, Network
 from ...recording import Recording, at_every_step
 from ..schedule import make_schedule
-from .compatibility import HOW_TO_GET_LAVA
 from .executor import TIMEOUT_VARIABLE, Job, run_worker, samples_of, time_limit
 from .graph import CONV_SIZE_MAX
 from .netx_compatibility import HOW_TO_GET_LAVA_DL
