@@ -20,6 +20,7 @@ from lapilli.sim.reference import reference
 from strategies import inputs, networks, networks_with_input
 
 DT = 1e-3
+pytestmark = pytest.mark.filterwarnings("ignore::lapilli.export.nir.real_network.NIRWarning")
 
 
 def _save(network, path, **options):
@@ -132,8 +133,13 @@ def test_what_nir_cannot_say_is_a_warning_a_record_and_strictly_refused(changes,
     assert [p.name for p in tmp_path.iterdir()] == ["net.nir"]
 
 
-def test_a_network_that_nir_can_say_is_written_strictly(tmp_path):
-    assert load_nir(save_nir(_small(), tmp_path / "net.nir", dt=DT, strict=True)) == _small()
+def test_a_network_that_nir_can_say_is_written_strictly_with_what_no_file_says(tmp_path):
+    with pytest.warns(NIRWarning, match=r"integers of 8 bits.*delays of zero"):
+        path = save_nir(_small(), tmp_path / "net.nir", dt=DT, strict=True)
+    assert load_nir(path) == _small()
+    with h5py.File(path) as file:
+        said = json.loads(file["node/metadata/lapilli"][()])["not_said_by_nir"]
+    assert [s.split(":")[0] for s in said] == ["quantization", "delays of zero"]
 
 
 def test_a_current_without_leak_after_it_has_no_nir_node(tmp_path):

@@ -32,7 +32,8 @@ def save_nir(network: Network, path: str | Path, *, dt: float, strict: bool = Fa
     dt : float
         Length of a step in seconds: NIR's time constants are times.
     strict : bool
-        Refuse a network of which NIR says less than the description (otherwise :class:`NIRWarning`).
+        Refuse a network that a reader of NIR would run otherwise (:func:`lost_in_nir`), instead of warning. What NIR
+        leaves unsaid of every network (:func:`unsaid_in_nir`) is warned of in either case.
 
     Raises
     ------
@@ -52,6 +53,7 @@ def save_nir(network: Network, path: str | Path, *, dt: float, strict: bool = Fa
     if losses and strict:
         raise UnsupportedError(f"network {network.name!r}: NIR cannot say {losses[0]} (refused because of strict)")
     tree = build_tree(network, dt)
+    losses += unsaid_in_nir(network)
     tree["metadata"] = record_of(network, dt, losses)
     graph = nir.NIRGraph.from_dict({**tree, "type_check": False})
     try:
@@ -89,6 +91,20 @@ def lost_in_nir(network: Network) -> Iterator[str]:
         yield "the weighted spike count of the readout"
     if (network.input.scale != 1).any() or network.input.zero.any():
         yield "how real inputs become integers (its input is the integers)"
+
+
+def unsaid_in_nir(network: Network) -> Iterator[str]:
+    """What NIR has no words for, in any network: a reader does the same only by the same conventions."""
+    bits = sorted({c.weight_bits for c in network.connections})
+    yield (
+        f"quantization: weights are integers of {' and '.join(map(str, bits))} bits and states integers, "
+        "which it holds as real numbers"
+    )
+    if any(c.delay == 0 for c in network.connections):
+        yield (
+            "delays of zero: a spike arrives in the step in which it is emitted, and where a reader's connections take "
+            "a step, spikes come later by one step for each layer"
+        )
 
 
 def _overflows(network: Network, population: Population) -> bool:
