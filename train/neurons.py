@@ -55,6 +55,17 @@ def _integrate(current: Tensor, threshold: Tensor, steps: int, beta: float, alph
     return spikes.flatten(0, 1)
 
 
+def if_clamp_gradient(g: Tensor, mean: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of ``clamp(Ibar, 0, th)`` to ``Ibar`` and to ``th``; the interval is closed, as in the official code."""
+    return g * ((mean >= 0) & (mean <= threshold)), (g * (mean > threshold)).sum()
+
+
+def lif_clamp_gradient(g: Tensor, mean: Tensor, threshold: Tensor, tau: float, dt: float) -> tuple[Tensor, Tensor]:
+    """Gradient of ``clamp(Ibar/tau, 0, th/dt)`` to ``Ibar``, and to ``th`` times ``dt``; the interval is open."""
+    ceiling = threshold * (tau / dt)
+    return g * ((mean > 0) & (mean < ceiling)) / tau, (g * (mean > ceiling)).sum()
+
+
 class IFFunction(torch.autograd.Function):
     """Integrate-and-fire: ``IFFunction.apply(current, threshold, steps, alpha, reset, threshold_gradient_scale)``."""
 
@@ -74,10 +85,9 @@ class IFFunction(torch.autograd.Function):
         """Gradient of ``clamp(Ibar, 0, th)``; the interval is closed, as in the official code."""
         mean, threshold = ctx.saved_tensors
         g = grad.unflatten(0, (ctx.steps, -1)).sum(0)
-        inside = (mean >= 0) & (mean <= threshold)
-        to_current = (g * inside / ctx.steps).expand(ctx.steps, *g.shape).flatten(0, 1)
-        to_threshold = ctx.scale * (g * (mean > threshold)).sum()
-        return to_current, to_threshold, None, None, None, None
+        to_mean, to_threshold = if_clamp_gradient(g, mean, threshold)
+        to_current = (to_mean / ctx.steps).expand(ctx.steps, *g.shape).flatten(0, 1)
+        return to_current, ctx.scale * to_threshold, None, None, None, None
 
 
 class LIFFunction(torch.autograd.Function):
@@ -107,11 +117,9 @@ class LIFFunction(torch.autograd.Function):
         """Gradient of ``clamp(Ibar/tau, 0, th/dt)``; the interval is open, as in the official code."""
         mean, threshold = ctx.saved_tensors
         g = ctx.steps * mean_over_steps(grad, ctx.steps, ctx.beta)
-        ceiling = threshold * (ctx.tau / ctx.dt)
-        inside = (mean > 0) & (mean < ceiling)
-        to_current = (g * inside / (ctx.tau * ctx.steps)).expand(ctx.steps, *g.shape).flatten(0, 1)
-        to_threshold = ctx.scale * (g * (mean > ceiling)).sum()
-        return to_current, to_threshold, None, None, None, None, None, None
+        to_mean, to_threshold = lif_clamp_gradient(g, mean, threshold, ctx.tau, ctx.dt)
+        to_current = (to_mean / ctx.steps).expand(ctx.steps, *g.shape).flatten(0, 1)
+        return to_current, ctx.scale * to_threshold, None, None, None, None, None, None
 
 
 class Neuron(nn.Module):

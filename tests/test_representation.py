@@ -1,0 +1,122 @@
+"""The backward pass without a time axis gives the gradients of autograd over all steps."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lapilli.errors import UnsupportedError
+from lapilli.train.config import NetworkConfig
+from lapilli.train.model import build
+from lapilli.train.neurons import Neuron
+from lapilli.train.representation import scores
+
+CONV = {"type": "conv", "channels": 4, "kernel": 3, "padding": 1}
+NETWORKS = {
+    "conv": [CONV, {**CONV, "groups": 2, "stride": 2, "dilation": 1}, {"type": "pool"}, {"type": "linear"}],
+    "bias": [{**CONV, "bias": True}, {**CONV, "bias": True}, {"type": "linear", "features": 6}, {"type": "linear"}],
+    "no norm": [
+        {**CONV, "batch_norm": False},
+        {"type": "linear", "features": 6, "batch_norm": False},
+        {"type": "linear", "batch_norm": False},
+    ],
+    "pool neurons": [CONV, {"type": "pool", "neurons": True}, {"type": "linear", "features": 6}, {"type": "linear"}],
+    "dropout": [CONV, {"type": "dropout", "p": 0.5}, {"type": "linear", "batch_norm": False}],
+    "blocks": [
+        {**CONV, "neurons": False, "batch_norm": False, "bias": True},
+        {"type": "block", "channels": 4},
+        {"type": "block", "channels": 6, "stride": 2},
+        {"type": "neurons"},
+        {"type": "pool", "size": "all"},
+        {"type": "linear", "batch_norm": False},
+    ],
+}
+
+
+def _model(layers, seed, **settings):
+    given = {"steps": 5, "threshold": 1.0 if settings["neuron"] == "if" else 0.1} | settings
+    config = NetworkConfig.model_validate({"layers": layers, **given})
+    model = build(config, (2, 6, 6), 3, seed=seed).double()
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def _gradients(model, x, forward):
+    torch.manual_seed(7)  # dropout
+    model.zero_grad()
+    out = forward(model, x)
+    (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    return out.detach(), {name: p.grad for name, p in model.named_parameters()}, dict(model.named_buffers())
+
+
+def _assert_equal(model, x):
+    plain, other = copy.deepcopy(model), copy.deepcopy(model)
+    out, gradients, buffers = _gradients(plain, x, lambda m, x: m(x))
+    out2, gradients2, buffers2 = _gradients(other, x, scores)
+    assert torch.equal(out, out2)
+    assume(any(g.any() for g in gradients.values()))  # clamped everywhere
+    assert gradients.keys() == gradients2.keys()
+    for name, gradient in gradients.items():
+        scale = max(1.0, gradient.abs().max().item())
+        assert torch.allclose(gradient, gradients2[name], rtol=0, atol=1e-10 * scale), name
+    for name, buffer in buffers.items():
+        assert torch.equal(buffer, buffers2[name]), name
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("readout", ["membrane", "rate"])
+@pytest.mark.parametrize("neuron", ["if", "lif"])
+@pytest.mark.parametrize("layers", NETWORKS)
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 2**16), reset=st.sampled_from(["subtract", "zero"]), constant=st.booleans())
+def test_gradients_are_those_of_all_steps(layers, neuron, readout, frozen, seed, reset, constant):
+    model = _model(NETWORKS[layers], seed, neuron=neuron, readout=readout, reset=reset)
+    for module in model.modules():
+        if frozen and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    frames = () if constant else (5,)
+    x = torch.randn(*frames, 3, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    _assert_equal(model, x)
+
+
+def test_without_the_covariance_only_weights_before_a_normalization_differ():
+    model = _model(NETWORKS["conv"], 3, neuron="if")
+    x = torch.randn(5, 4, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    _, exact, _ = _gradients(copy.deepcopy(model), x, scores)
+    _, rough, _ = _gradients(copy.deepcopy(model), x, lambda m, x: scores(m, x, covariance=False))
+    # Every gradient below such weights is exact: what they send back needs sums over steps only.
+    different = {name for name in exact if not torch.allclose(exact[name], rough[name], rtol=0, atol=1e-10)}
+    assert different
+    assert different <= {"layers.conv1.weight", "layers.conv2.weight", "layers.fc1.weight"}
+
+
+def test_what_cannot_be_carried_by_means_is_refused_by_name():
+    model = _model([CONV, {"type": "dropout", "p": 0.5}, CONV, {"type": "linear"}], 0, neuron="if")
+    with pytest.raises(UnsupportedError, match="layer conv2_norm: batch normalization in training mode after dropout"):
+        scores(model, torch.zeros(2, 2, 6, 6, dtype=torch.float64))
+
+
+def test_memory_between_forward_and_backward_does_not_grow_with_the_steps():
+    def kept(steps, forward):
+        model = _model(NETWORKS["blocks"], 0, neuron="if", steps=steps)
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            forward(model, torch.randn(2, 2, 6, 6, dtype=torch.float64))
+        last = [m for m in model.modules() if isinstance(m, Neuron)][-1]
+        assert last.steps == steps
+        return sum(sizes.values())
+
+    assert kept(40, scores) < 2 * kept(4, scores)
+    assert kept(40, lambda m, x: m(x)) > 5 * kept(4, lambda m, x: m(x))
