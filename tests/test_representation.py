@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lapilli.errors import UnsupportedError
-from lapilli.train.config import NetworkConfig
+from lapilli.train.config import NetworkConfig, TrainConfig
+from lapilli.train.data import Split
+from lapilli.train.loop import fit
 from lapilli.train.model import build
 from lapilli.train.neurons import Neuron
-from lapilli.train.representation import scores
+from lapilli.train.representation import obstacle, scores
 
 CONV = {"type": "conv", "channels": 4, "kernel": 3, "padding": 1}
 NETWORKS = {
@@ -101,6 +104,35 @@ def test_what_cannot_be_carried_by_means_is_refused_by_name():
     model = _model([CONV, {"type": "dropout", "p": 0.5}, CONV, {"type": "linear"}], 0, neuron="if")
     with pytest.raises(UnsupportedError, match="layer conv2_norm: batch normalization in training mode after dropout"):
         scores(model, torch.zeros(2, 2, 6, 6, dtype=torch.float64))
+
+
+def test_an_obstacle_is_found_without_touching_the_network():
+    before = _model([CONV, {"type": "dropout", "p": 0.5}, CONV, {"type": "linear"}], 0, neuron="if")
+    model = copy.deepcopy(before)
+    state = torch.random.get_rng_state()
+    assert "conv2_norm" in obstacle(model)
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.state_dict().values(), model.state_dict().values(), strict=True)
+    )
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert obstacle(_model(NETWORKS["blocks"], 0, neuron="lif")) is None
+
+
+def test_the_loop_trains_the_same_network_either_way():
+    rng = np.random.default_rng(0)
+    data = Split(rng.random((12, 2, 6, 6), np.float32), rng.integers(0, 3, 12))
+    trained = []
+    for backward in ("steps", "representation", "auto"):
+        model = _model(NETWORKS["blocks"], 1, neuron="if")
+        fit(
+            model, data, TrainConfig(epochs=2, batch_size=6, warmup_iterations=0, learning_rate=0.01, backward=backward)
+        )
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(trained[0], trained[1], rtol=0, atol=1e-9)
+    assert torch.equal(trained[1], trained[2])
+    assert not torch.allclose(
+        trained[0], torch.cat([p.flatten() for p in _model(NETWORKS["blocks"], 1, neuron="if").parameters()])
+    )
 
 
 def test_memory_between_forward_and_backward_does_not_grow_with_the_steps():

@@ -253,9 +253,18 @@ class DataConfig(Section):
         default=0.2, gt=0, lt=1, description="part held out, where the data set has no split of its own"
     )
     seed: int = Field(default=0, ge=0, description="seed of the split")
-    augment: Literal["none", "shift"] = Field(
+    augment: Literal["none", "shift", "crop-flip"] = Field(
         default="none",
-        description="training images as they are, or shifted at random by up to one pixel, filled with zeros",
+        description="training images as they are, shifted at random by up to one pixel, or by up to four and mirrored "
+        "at random (DSR for CIFAR); zeros come in",
+    )
+    mean: tuple[float, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="subtracted from pixels 0..1 of image files: one number, or one a channel",
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, min_length=1, description="divides pixels of image files after that: one number, or one a channel"
     )
 
 
@@ -272,6 +281,11 @@ class TrainConfig(Section):
         default=50, ge=0, description="iterations of linear warm-up (DSR: 400, about one epoch of CIFAR-10)"
     )
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="of the learning rate after warm-up")
+    backward: Literal["auto", "representation", "steps"] = Field(
+        default="auto",
+        description="gradients of float training: once for all steps (representation), or by autograd over all steps "
+        "(steps); equal but for rounding. auto: once, where every layer allows it",
+    )
     gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient; none by default")
     seed: int = Field(default=0, ge=0, description="of initial weights, shuffling, dropout and augmentation")
     threads: int | None = Field(

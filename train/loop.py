@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExecutionError, FileFormatError
+from . import representation
 from .checkpoint import Checkpoint, Epoch, Header, Stage, load, save
 from .config import TrainConfig
 from .data import Augment, Split
+from .model import SpikingSequential
 
 EVALUATION_BATCH = 512
 Report: TypeAlias = Callable[[int, str], None]  # (batches done since the last call, what to show)
@@ -181,6 +184,7 @@ def _train_epoch(
     batches = math.ceil(len(train) / config.batch_size)
     total, right = 0.0, 0
     model.train()
+    forward = _forward(model, config)
     # array_split makes batches of nearly one size, so none is left with a single sample for batch normalization.
     for i, chosen in enumerate(np.array_split(rng.permutation(len(train)), batches)):
         rate = learning_rate(config, (epoch - 1) * batches + i, config.epochs * batches)
@@ -189,7 +193,7 @@ def _train_epoch(
         images = train.x[chosen] if augment is None else augment(train.x[chosen], rng)
         x = _to_model(model, images)
         y = torch.from_numpy(train.y[chosen]).to(x.device)
-        scores = model(x)
+        scores = forward(x)
         loss = nn.functional.cross_entropy(scores, y)
         value = loss.item()
         if not math.isfinite(value):
@@ -203,6 +207,15 @@ def _train_epoch(
         right += int((scores.argmax(1) == y).sum())
         report(1, f"epoch {epoch}/{config.epochs}  loss {value:.3f}")
     return total / len(train), right / len(train)
+
+
+def _forward(model: nn.Module, config: TrainConfig) -> Callable[[Tensor], Tensor]:
+    """What computes the scores in training: with the graph of all steps, or that of the representation."""
+    if config.backward == "steps" or not isinstance(model, SpikingSequential):
+        return model
+    if config.backward == "auto" and representation.obstacle(model) is not None:
+        return model
+    return partial(representation.scores, model)
 
 
 def _to_model(model: nn.Module, x: np.ndarray[Any, Any]) -> Tensor:

@@ -25,6 +25,7 @@ runs on all steps as usual.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -436,3 +437,15 @@ def scores(model: SpikingSequential, x: Tensor, *, covariance: bool = True) -> T
     out = one_pass.run(model.layers, x if constant else x.flatten(0, 1), constant)
     end = neurons[-1] if neurons else None
     return mean_over_steps(out, model.steps, end.beta) if isinstance(end, Neuron) else out
+
+
+def obstacle(model: SpikingSequential) -> str | None:
+    """Why :func:`scores` would refuse to train a network; None where it would not. The network stays as it was."""
+    trial = copy.deepcopy(model).train()
+    like = next(trial.parameters())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            scores(trial, like.new_zeros(2, *model.input_shape))
+    except UnsupportedError as error:
+        return str(error)
+    return None

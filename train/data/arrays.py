@@ -1,68 +1,18 @@
-"""Data sets: NumPy arrays, split into training and test samples. No torch here, and nothing is ever downloaded."""
+"""Data sets that are arrays already: scikit-learn's digits, and ``.npy`` files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
-from .config import DataConfig
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-Augment: TypeAlias = Callable[[FloatArray, np.random.Generator], FloatArray]
+from ...errors import DataError
+from ..config import DataConfig
+from .split import DataSet, Split
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Samples and their classes.
-
-    Attributes
-    ----------
-    x : float32 [n, *shape]
-    y : int64 [n]
-    """
-
-    x: FloatArray
-    y: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(frozen=True, eq=False)
-class DataSet:
-    """A data set, split.
-
-    Attributes
-    ----------
-    name : str
-    train, test : Split
-    labels : tuple of str
-        Name of each class.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    labels: tuple[str, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
-        return self.train.x.shape[1:]
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.labels)
-
-
-def _digits(config: DataConfig) -> DataSet:
+def digits(config: DataConfig) -> DataSet:
     """scikit-learn's 1,797 handwritten 8x8 digits (UCI optdigits, test part); pixels 0..16 become 0..1."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -76,7 +26,7 @@ def _digits(config: DataConfig) -> DataSet:
     return DataSet("digits", Split(x[train], y[train]), Split(x[test], y[test]), tuple(str(c) for c in range(10)))
 
 
-def _arrays(config: DataConfig) -> DataSet:
+def arrays(config: DataConfig) -> DataSet:
     """Arrays of your own: ``train_x.npy, train_y.npy, test_x.npy, test_y.npy`` in one folder."""
     if config.folder is None:
         raise DataError("data.folder is missing: name the folder with train_x.npy, train_y.npy, test_x.npy, test_y.npy")
@@ -118,33 +68,3 @@ def _read_array(path: Path) -> npt.NDArray[np.generic]:
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         raise DataError(f"{path}: not one array as numpy.save writes it")
     return array
-
-
-DATA_SETS: dict[str, Callable[[DataConfig], DataSet]] = {"digits": _digits, "arrays": _arrays}
-
-
-def load(config: DataConfig) -> DataSet:
-    """Load the data set of a recipe.
-
-    Raises
-    ------
-    DataError
-        If the name is unknown or files are absent or malformed; the message says where to put them.
-    """
-    if config.name not in DATA_SETS:
-        raise DataError(f"data.name: unknown data set {config.name!r}; known: {', '.join(sorted(DATA_SETS))}")
-    return DATA_SETS[config.name](config)
-
-
-def shift(x: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Move each image by -1, 0 or 1 pixels in both directions, zeros coming in: ``[B, C, H, W]``."""
-    _, _, height, width = x.shape
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    top, left = rng.integers(0, 3, (2, len(x), 1))
-    rows = top + np.arange(height)
-    columns = left + np.arange(width)
-    samples = np.arange(len(x))[:, None, None]
-    return np.ascontiguousarray(padded[samples, :, rows[:, :, None], columns[:, None, :]].transpose(0, 3, 1, 2))
-
-
-AUGMENTATIONS: dict[str, Augment | None] = {"none": None, "shift": shift}
