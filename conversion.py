@@ -113,8 +113,10 @@ def convert_checkpoint(
     RecipeError
         If ``bits``, ``report`` or ``max_loss`` is given for a bit-true checkpoint, whose bits are part of its training.
     """
+    from .export.calibration import calibrate
     from .export.lowering import lower
     from .export.quantization import quantize_with_latent
+    from .sim.executors import find
     from .train.bit_true import BitTrueNetwork
     from .train.checkpoint import load
     from .train.data import load as load_data
@@ -138,11 +140,12 @@ def convert_checkpoint(
     model.load_state_dict(found.model)
     folded = lower(model.double(), name=recipe.name, labels=data.labels)
     config = recipe.quantize if bits is None else recipe.quantize.model_copy(update={"weight_bits": bits})
+    yardstick = folded
+    folded, config = calibrate(folded, config, data.train.x, execute=find("fast"))
     measured, search = None, None
     if report or max_loss is not None:
         from .export.bit_search import mixed_precision
         from .export.sensitivity import quantization_report
-        from .sim.executors import find
 
         fast, x, y = find("fast"), data.test.x, data.test.y
         if max_loss is not None:
@@ -153,7 +156,8 @@ def convert_checkpoint(
             )  # fmt: skip
             config, x, y = search.config, x[1::2], y[1::2]
         if report:
-            measured = quantization_report(folded, config, x, y, calibration=data.train.x, execute=fast)
+            made = quantize_with_latent(folded, config, data.train.x)
+            measured = quantization_report(yardstick, config, x, y, made=made, execute=fast)
     network = quantize_with_latent(folded, config, data.train.x).network
     metadata = {**network.metadata, "recipe": found.header.recipe, "method": f"{recipe.method}, quantized"}
     return Converted(BitTrueNetwork(network).to_network(metadata), (), measured, search)

@@ -78,8 +78,10 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
     Error
         If the data are absent, a layer does not fit, or a checkpoint belongs to another recipe.
     """
+    from .export.calibration import calibrate
     from .export.lowering import lower
     from .export.quantization import quantize_with_latent
+    from .sim.executors import find
     from .train.bit_true import BitTrueNetwork
     from .train.data import AUGMENTATIONS, load
     from .train.loop import evaluate, fit
@@ -103,7 +105,8 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
 
     with narrator.stage("fold and quantize") as stage:
         folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels)
-        made = quantize_with_latent(folded, recipe.quantize, calibration=data.train.x)
+        folded, quantizing = calibrate(folded, recipe.quantize, data.train.x, execute=find("fast"))
+        made = quantize_with_latent(folded, quantizing, calibration=data.train.x)
         accuracy["quantized"] = stage.accuracy = evaluate(BitTrueNetwork(made.network, made.latent), data.test)
         stage.note = f"exact folding, then {_bits(made.network)}-bit weights, no further training"
 

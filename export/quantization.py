@@ -52,9 +52,20 @@ class QuantizeConfig(BaseModel):
     weight_bits: WeightBits | dict[str, WeightBits] = Field(
         8, description="bits of a weight, sign included: one number, or one for each layer by name (others have 8)"
     )
-    weight_scale: Literal["max", "percentile", "mse"] = Field(
-        "max", description="the largest weight at the end of the range, a percentile there, or least square error"
+    weight_scale: Literal["max", "percentile", "mse", "spikes"] = Field(
+        "max",
+        description="the largest weight at the end of the range, a percentile there, least square error, or fewest "
+        "spikes that differ from the float network's on calibration data",
     )
+    clipping: dict[str, Annotated[float, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="with weight_scale spikes: by layer, how far the scale exceeds that of max; found by calibration "
+        "where it is left out",
+    )
+    bias_correction: bool = Field(
+        False, description="shift biases so that mean currents on calibration data stay those of the float network"
+    )
+    calibration_samples: int = Field(256, ge=1, description="training samples for spikes and bias_correction")
     percentile: float = Field(99.9, gt=50, le=100, description="of the absolute weights, with weight_scale percentile")
     input_bits: int = Field(8, ge=1, le=16, description="bits of an input value; with a sign if it can be negative")
     input_levels: int | None = Field(
@@ -307,7 +318,7 @@ def _quantize_layer(
     largest = max(float(np.abs(w).max()) for w in weights)
     if largest == 0:
         raise UnsupportedError(f"{where}: all weights are zero; nothing can be quantized")
-    full = [weight_scale(w, limit, config) if w.any() else math.inf for w in weights]
+    full = [weight_scale(w, limit, config, layer.name) if w.any() else math.inf for w in weights]
     # The weight exponent; less where branches differ so much that the coarsest would need more than there are.
     finer = max(0, min(8 - bits, WEIGHT_EXPONENT - _coarser(max(s for s in full if s < math.inf), min(full))))
     # S is the least of these: each is where something is full.
@@ -396,14 +407,27 @@ def _connection_name(branches: Sequence[Branch], i: int, target: str) -> str:
     return f"{source}->{target}" + (f"#{earlier + 1}" if earlier else "")
 
 
-def weight_scale(weight: FloatArray, limit: int, config: QuantizeConfig) -> float:
-    """``S`` as far as the weights decide it."""
+def weight_scale(weight: FloatArray, limit: int, config: QuantizeConfig, layer: str = "") -> float:
+    """``S`` as far as the weights decide it.
+
+    Raises
+    ------
+    RecipeError
+        If spikes are to decide and no calibration has found a clipping for the layer.
+    """
     size = np.abs(weight)
     if config.weight_scale == "percentile":
         return limit / float(np.percentile(size[size > 0], config.percentile))
     largest = limit / float(size.max())
     if config.weight_scale == "max":
         return largest
+    if config.weight_scale == "spikes":
+        if layer not in config.clipping:
+            raise RecipeError(
+                f"quantize.weight_scale: 'spikes' needs calibration data for layer {layer!r}: use "
+                "lapilli.export.calibration.calibrate first, or give quantize.clipping"
+            )
+        return largest * config.clipping[layer]
     candidates = largest * np.linspace(1.0, 4.0, 61)
     errors = [np.mean((np.clip(np.rint(weight * s), -limit, limit) / s - weight) ** 2) for s in candidates]
     return float(candidates[int(np.argmin(errors))])

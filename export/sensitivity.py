@@ -24,7 +24,7 @@ from ..errors import DataError
 from ..network import INPUT, Input, IntArray, Network, Population
 from ..recording import Executor, Recording, at_every_step, decide, scores
 from .folding import FloatArray, Folded, FoldedLayer, FoldedRun, identity
-from .quantization import LayerReport, QuantizeConfig, quantize_with_latent
+from .quantization import LayerReport, QuantizeConfig, Quantized, quantize_with_latent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -188,6 +188,7 @@ def quantization_report(
     y: npt.ArrayLike | None = None,
     *,
     calibration: npt.ArrayLike | None = None,
+    made: Quantized | None = None,
     execute: Executor,
 ) -> QuantizationReport:
     """Quantize a folded network and measure what that did, layer by layer (module text).
@@ -205,6 +206,9 @@ def quantization_report(
         Their classes; without them there is no accuracy.
     calibration : optional
         As for :func:`lapilli.export.quantization.quantize_with_latent`.
+    made : Quantized, optional
+        The quantized network, where it was not made from ``folded`` as it is (corrected biases); ``folded`` stays the
+        yardstick.
     execute : Executor
         Runs the integers, for example ``lapilli.sim.executors.find("fast")``.
 
@@ -215,7 +219,7 @@ def quantization_report(
     Error
         As :func:`lapilli.export.quantization.quantize_with_latent`.
     """
-    made = quantize_with_latent(folded, config, calibration)
+    made = made or quantize_with_latent(folded, config, calibration)
     network = made.network
     data = Samples.of(folded, x, y)
     tallies = {layer.name: _Tally() for layer in folded.layers}
@@ -352,8 +356,8 @@ def _measure(
     runs: dict[str, FoldedRun] = {}
     currents: dict[str, FloatArray] = {}
     for layer in folded.layers:
-        currents[layer.name] = _real_current(folded, layer, sent)
-        runs[layer.name] = run = _real_neurons(folded, layer, currents[layer.name])
+        currents[layer.name] = real_current(folded, layer, sent)
+        runs[layer.name] = run = real_neurons(folded, layer, currents[layer.name])
         sent |= run.spikes
     last = folded.layers[-1].name
     wanted = runs[last].scores.argmax(1)
@@ -367,13 +371,13 @@ def _measure(
     for layer in folded.layers:
         tally = tallies[layer.name]
         population = network.population(layer.name)
-        drive = _drive(network, population, source, execute)
+        drive = layer_drive(network, population, source, execute)
         assert population.scale is not None
         real = currents[layer.name]
         tally.error_squares += float((((drive + population.bias) / population.scale - real) ** 2).sum())
         tally.squares += float((real**2).sum())
         tally.places += real.size
-        alone = _neurons(population, drive)
+        alone = layer_neurons(population, drive)
         if population.spikes:
             spikes = sent[layer.name]
             tally.spikes += int(spikes.sum(dtype=np.int64))
@@ -392,7 +396,7 @@ def _measure(
             tally.correct += int((classes == y).sum())
 
 
-def _real_current(folded: Folded, layer: FoldedLayer, sent: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
+def real_current(folded: Folded, layer: FoldedLayer, sent: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
     """``W' s + b'`` of a layer at every step: float64 ``[T, B, *shape]``; ``sent`` is ``[T, B, ...]`` by source."""
     total = np.zeros(())
     for branch in folded.branches(layer):
@@ -408,13 +412,13 @@ def _real_current(folded: Folded, layer: FoldedLayer, sent: Mapping[str, npt.NDA
     return np.broadcast_to(total, (folded.steps, *total.shape[1:]))
 
 
-def _real_neurons(folded: Folded, layer: FoldedLayer, current: FloatArray) -> FoldedRun:
+def real_neurons(folded: Folded, layer: FoldedLayer, current: FloatArray) -> FoldedRun:
     """A layer's neurons alone, on a given current."""
     neurons = replace(layer, affine=identity(layer.shape[0]), source="", shortcuts=())
     return Folded(layers=(neurons,), steps=folded.steps, input_shape=layer.shape).simulate(current)
 
 
-def _drive(
+def layer_drive(
     network: Network, population: Population, sent: Mapping[str, npt.NDArray[Any]], execute: Executor
 ) -> IntArray:
     """``I 2^f`` of a population from given spikes: int64 ``[T, B, *shape]``, steps run as if they were samples."""
@@ -439,7 +443,7 @@ def _drive(
     return np.broadcast_to(total, (network.steps, *total.shape[1:]))
 
 
-def _neurons(population: Population, drive: IntArray) -> Recording:
+def layer_neurons(population: Population, drive: IntArray) -> Recording:
     """A population's neurons alone, on a given drive."""
     u = np.zeros(drive.shape[1:], np.int64)
     v = np.full(drive.shape[1:], population.v_init, np.int64)
@@ -463,7 +467,7 @@ def _rest(
     for layer in folded.layers:
         if layer.name in alone.spikes or not any(b.source in changed for b in folded.branches(layer)):
             continue
-        run = _real_neurons(folded, layer, _real_current(folded, layer, seen))
+        run = real_neurons(folded, layer, real_current(folded, layer, seen))
         seen |= run.spikes
         changed.add(layer.name)
     return run
