@@ -98,7 +98,7 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
         model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed).to(device)
         float_history = fit(
             model, data.train, recipe.train, test=data.test, checkpoint=folder / FLOAT_CHECKPOINT, resume=resume,
-            recipe=stored["recipe"], stage="float", augment=augment,
+            recipe=stored["recipe"], stage="float", augment=augment, on_epoch=narrator.epoch,
         )  # fmt: skip
         accuracy["float"] = stage.accuracy = evaluate(model, data.test)
         stage.note = f"{recipe.train.epochs} epochs, {recipe.method}"
@@ -114,7 +114,7 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
         bit_true = BitTrueNetwork(made.network, made.latent).to(device)
         bit_true_history = fit(
             bit_true, data.train, recipe.bit_true, test=data.test, checkpoint=folder / CHECKPOINT, resume=resume,
-            recipe=stored["recipe"], stage="bit-true", augment=augment,
+            recipe=stored["recipe"], stage="bit-true", augment=augment, on_epoch=narrator.epoch,
         )  # fmt: skip
         accuracy["bit-true"] = stage.accuracy = evaluate(bit_true.cpu(), data.test)
         stage.note = f"{recipe.bit_true.epochs} epochs in the chip's integers"
@@ -150,7 +150,12 @@ def _bits(network: Network) -> str:
 
 
 def _epoch(stage: str, epoch: Epoch) -> dict[str, Any]:
-    return {"stage": stage, "epoch": epoch.epoch, "loss": epoch.loss, "accuracy": epoch.test_accuracy}
+    return {
+        "stage": f"{stage}, rates" if epoch.rates else stage,
+        "epoch": epoch.epoch,
+        "loss": epoch.loss,
+        "accuracy": epoch.test_accuracy,
+    }
 
 
 # ---------------------------------------------------------------------------------------------- the whole run

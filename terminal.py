@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .deploy import Violation
     from .sim import Run
     from .sim.page.summary import Stage
+    from .train.checkpoint import Epoch
 
 PIPE_WIDTH = 120  # columns where the output is not a terminal
 
@@ -65,6 +66,14 @@ class Narrator:
         """A table."""
         if self.console is not None:
             self.console.print(renderable)
+
+    def epoch(self, done: Epoch) -> None:
+        """A line for an epoch of training where there is no progress bar to watch."""
+        if sys.stderr.isatty():
+            return
+        level = " (rates)" if done.rates else ""
+        test = "" if done.test_accuracy is None else f"  test {100 * done.test_accuracy:.2f} %"
+        self.say(f"  epoch {done.epoch}{level}: loss {done.loss:.4f}{test}  {done.seconds:.0f} s", style="dim")
 
     @contextmanager
     def stage(self, name: str, *, spinner: bool = True) -> Iterator[Outcome]:

@@ -37,6 +37,7 @@ class Epoch(_Record):
     loss: float = Field(description="mean cross-entropy over the training samples")
     train_accuracy: float = Field(description="fraction, while training (before the last updates)")
     test_accuracy: float | None = Field(None, description="fraction after the epoch, where a test split was given")
+    rates: bool = Field(False, description="trained and tested at the level of rates, without spikes")
     learning_rate: float = Field(description="of the last iteration")
     seconds: float
     spike_rates: dict[str, float] = Field({}, description="spikes per neuron and step by population, on test samples")

@@ -286,6 +286,20 @@ class TrainConfig(Section):
         description="gradients of float training: once for all steps (representation), or by autograd over all steps "
         "(steps); equal but for rounding. auto: once, where every layer allows it",
     )
+    rate_epochs: int = Field(
+        default=0,
+        ge=0,
+        description="so many epochs first at the level of rates, one pass of mean currents for all steps: about N "
+        "times faster; the remaining ones with spikes",
+    )
+    mixed_precision: bool = Field(
+        default=False, description="bfloat16 products in the rate epochs; never where there are spikes, it changes them"
+    )
+    freeze_norm: bool = Field(
+        default=False,
+        description="batch normalization with the statistics of the rate epochs in the epochs with spikes: faster, and "
+        "the network that will be folded",
+    )
     gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient; none by default")
     seed: int = Field(default=0, ge=0, description="of initial weights, shuffling, dropout and augmentation")
     threads: int | None = Field(

@@ -20,14 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExecutionError, FileFormatError
+from ..errors import ExecutionError, FileFormatError, RecipeError
 from . import representation
 from .checkpoint import Checkpoint, Epoch, Header, Stage, load, save
 from .config import TrainConfig
 from .data import Augment, Split
 from .model import SpikingSequential
+from .rates import rate_scores
 
 EVALUATION_BATCH = 512
+Forward: TypeAlias = Callable[[Tensor], Tensor]
 Report: TypeAlias = Callable[[int, str], None]  # (batches done since the last call, what to show)
 
 
@@ -111,6 +113,8 @@ def _fit(
     on_epoch: Callable[[Epoch], None] | None,
     progress: bool | None,
 ) -> History:
+    if config.rate_epochs:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = _optimizer(model, config)
     history: list[Epoch] = []
     if resume and checkpoint is not None and Path(checkpoint).exists():
@@ -119,16 +123,19 @@ def _fit(
     with _progress(progress, config.epochs * batches, len(history) * batches) as report:
         for epoch in range(len(history) + 1, config.epochs + 1):
             start = time.perf_counter()
-            loss, accuracy = _train_epoch(model, optimizer, train, config, epoch, augment, report)
+            forward = _forward(model, config, epoch)
+            loss, accuracy = _train_epoch(model, forward, optimizer, train, config, epoch, augment, report)
+            at_rates = epoch <= config.rate_epochs
             history.append(
                 Epoch(
                     epoch=epoch,
                     loss=loss,
                     train_accuracy=accuracy,
-                    test_accuracy=evaluate(model, test) if test is not None else None,
+                    test_accuracy=None if test is None else _accuracy(model, forward if at_rates else model, test),
+                    rates=at_rates,
                     learning_rate=optimizer.param_groups[0]["lr"],
                     seconds=time.perf_counter() - start,
-                    spike_rates=_spike_rates(model, test if test is not None else train),
+                    spike_rates={} if at_rates else _spike_rates(model, test if test is not None else train),
                 )
             )
             if checkpoint is not None:
@@ -146,15 +153,19 @@ def _fit(
     return History(tuple(history))
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, split: Split) -> float:
     """Accuracy, a fraction, in eval mode."""
+    return _accuracy(model, model, split)
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, forward: Forward, split: Split) -> float:
     was_training = model.training
     model.eval()
     right = 0
     for start in range(0, len(split), EVALUATION_BATCH):
         x = _to_model(model, split.x[start : start + EVALUATION_BATCH])
-        right += int((model(x).argmax(1).cpu().numpy() == split.y[start : start + EVALUATION_BATCH]).sum())
+        right += int((forward(x).argmax(1).cpu().numpy() == split.y[start : start + EVALUATION_BATCH]).sum())
     model.train(was_training)
     return right / len(split)
 
@@ -171,6 +182,7 @@ def learning_rate(config: TrainConfig, iteration: int, iterations: int) -> float
 
 def _train_epoch(
     model: nn.Module,
+    forward: Forward,
     optimizer: torch.optim.Optimizer,
     train: Split,
     config: TrainConfig,
@@ -184,7 +196,10 @@ def _train_epoch(
     batches = math.ceil(len(train) / config.batch_size)
     total, right = 0.0, 0
     model.train()
-    forward = _forward(model, config)
+    if config.freeze_norm and epoch > config.rate_epochs:
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.eval()
     # array_split makes batches of nearly one size, so none is left with a single sample for batch normalization.
     for i, chosen in enumerate(np.array_split(rng.permutation(len(train)), batches)):
         rate = learning_rate(config, (epoch - 1) * batches + i, config.epochs * batches)
@@ -209,13 +224,24 @@ def _train_epoch(
     return total / len(train), right / len(train)
 
 
-def _forward(model: nn.Module, config: TrainConfig) -> Callable[[Tensor], Tensor]:
-    """What computes the scores in training: with the graph of all steps, or that of the representation."""
+def _forward(model: nn.Module, config: TrainConfig, epoch: int) -> Forward:
+    """What computes the scores in an epoch: at rate level, with the graph of all steps, or of the representation."""
+    if epoch <= config.rate_epochs:
+        if not isinstance(model, SpikingSequential):
+            raise RecipeError(
+                "train.rate_epochs: only networks of our own layers run at the level of rates; set it to 0"
+            )
+        return partial(_rate_scores, model, config.mixed_precision)
     if config.backward == "steps" or not isinstance(model, SpikingSequential):
         return model
     if config.backward == "auto" and representation.obstacle(model) is not None:
         return model
     return partial(representation.scores, model)
+
+
+def _rate_scores(model: SpikingSequential, mixed_precision: bool, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed_precision):
+        return rate_scores(model, x).to(x.dtype)
 
 
 def _to_model(model: nn.Module, x: np.ndarray[Any, Any]) -> Tensor:

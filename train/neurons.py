@@ -90,6 +90,27 @@ class IFFunction(torch.autograd.Function):
         return to_current, ctx.scale * to_threshold, None, None, None, None
 
 
+class RateFunction(torch.autograd.Function):
+    """What neurons send on average when their current is constant: ``RateFunction.apply(current, threshold, neuron)``.
+
+    Forward, the spikes of ``neuron.levels`` steps of the same current, exactly; backward, the clamp.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, neuron: Neuron) -> Tensor:
+        """Mean of what is sent, like ``current [B, ...]``."""
+        ctx.save_for_backward(current, threshold.detach().clone())
+        ctx.neuron = neuron
+        return neuron.mean_sent(current)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradient of the clamp at this current."""
+        to_current, to_threshold = ctx.neuron.clamp_gradient(grad, *ctx.saved_tensors)
+        return to_current, ctx.neuron.gradient_scale * to_threshold, None
+
+
 class LIFFunction(torch.autograd.Function):
     """Leaky integrate-and-fire: ``LIFFunction.apply(current, threshold, steps, alpha, reset, scale, tau, dt)``."""
 
@@ -133,9 +154,12 @@ class Neuron(nn.Module):
         What a spike sends on: ``th`` (IF), ``th/dt`` (LIF).
     beta : float
         Membrane kept from one step to the next; 1 for IF.
+    levels : int or None
+        Set by :mod:`.rates` only: a forward pass gets a mean current and stands for so many steps of it.
     """
 
     beta: float = 1.0
+    levels: int | None = None
 
     def __init__(
         self, steps: int, threshold: float, alpha: float, reset: Reset, bound: float, gradient_scale: float
@@ -157,9 +181,22 @@ class Neuron(nn.Module):
         """Current ``[T*B, ...]`` to amplitude times spikes, same shape."""
         with torch.no_grad():
             self.threshold.clamp_(min=self.bound)
+        if self.levels is not None:
+            return cast("Tensor", RateFunction.apply(current, self.threshold, self))
         return self._fire(current)
 
     def _fire(self, current: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def mean_sent(self, current: Tensor) -> Tensor:
+        """Mean of what is sent in ``levels`` steps of a constant current: ``[B, ...]`` to the same shape."""
+        levels = cast("int", self.levels)
+        frames = current.repeat(levels, *[1] * (current.ndim - 1))
+        spikes = _integrate(frames, self.threshold, levels, self.beta, self.alpha, self.reset)
+        return mean_over_steps(spikes, levels).mul_(self.amplitude)
+
+    def clamp_gradient(self, g: Tensor, mean: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradient to the mean of what is sent, that to the mean current and that to the threshold."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -195,6 +232,18 @@ class IFNeuron(Neuron):
     def _fire(self, current: Tensor) -> Tensor:
         out = IFFunction.apply(current, self.threshold, self.steps, self.alpha, self.reset, self.gradient_scale)
         return cast("Tensor", out)
+
+    def mean_sent(self, current: Tensor) -> Tensor:
+        """As for every neuron; with the soft reset at once: ``k`` spikes need ``levels I >= (k - 1 + alpha) th``."""
+        if self.reset != "subtract":
+            return super().mean_sent(current)
+        levels = cast("int", self.levels)
+        spikes = (current * (levels / self.threshold.detach())).add_(1 - self.alpha).floor_().clamp_(0, levels)
+        return spikes.mul_(self.amplitude / levels)
+
+    def clamp_gradient(self, g: Tensor, mean: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``clamp(Ibar, 0, th)``."""
+        return if_clamp_gradient(g, mean, threshold)
 
 
 class LIFNeuron(Neuron):
@@ -240,6 +289,10 @@ class LIFNeuron(Neuron):
             current, self.threshold, self.steps, self.alpha, self.reset, self.gradient_scale, self.tau, self.dt
         )
         return cast("Tensor", out)
+
+    def clamp_gradient(self, g: Tensor, mean: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``clamp(Ibar/tau, 0, th/dt)``; that to the threshold times ``dt``."""
+        return lif_clamp_gradient(g, mean, threshold, self.tau, self.dt)
 
 
 class Accumulator(nn.Module):

@@ -40,10 +40,7 @@ from ..errors import UnsupportedError
 from .model import SpikingSequential
 from .neurons import (
     Accumulator,
-    LIFNeuron,
     Neuron,
-    if_clamp_gradient,
-    lif_clamp_gradient,
     mean_over_steps,
 )
 from .residual import PreActBlock
@@ -199,10 +196,7 @@ class _LastSpikes(torch.autograd.Function):
 
 
 def _clamp_gradient(neuron: Neuron, g: Tensor, current: Tensor, threshold: Tensor) -> tuple[Tensor | None, ...]:
-    if isinstance(neuron, LIFNeuron):
-        to_flow, to_threshold = lif_clamp_gradient(g, current, threshold, neuron.tau, neuron.dt)
-    else:
-        to_flow, to_threshold = if_clamp_gradient(g, current, threshold)
+    to_flow, to_threshold = neuron.clamp_gradient(g, current, threshold)
     return to_flow, neuron.gradient_scale * to_threshold, None, None, None
 
 
