@@ -87,6 +87,7 @@ overrides_option = click.option(
 )
 resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted training in the same folder.")
 device_option = click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
+tensorboard_option = click.option("--tensorboard", is_flag=True, help="Log training for TensorBoard as well as CSV.")
 out_option = click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.  [default: runs/RECIPE]"
 )
@@ -111,6 +112,7 @@ def chip_option(default: str) -> Callable[[Any], Any]:
 @overrides_option
 @resume_option
 @device_option
+@tensorboard_option
 @click.option("--against", callback=_comma_separated, help="Executors to compare.  [default: the recipe's]")
 @json_option
 def run(
@@ -119,6 +121,7 @@ def run(
     overrides: tuple[str, ...],
     resume: bool,
     device: str,
+    tensorboard: bool,
     against: tuple[str, ...] | None,
     as_json: bool,
 ) -> None:
@@ -137,7 +140,9 @@ def run(
     loaded = load_recipe(recipe, overrides)
     narrator = Narrator(console(stderr=True))
     folder = _folder(out, loaded.name)
-    finished = run_recipe(loaded, folder, resume=resume, executors=against, narrator=narrator, device=device)
+    finished = run_recipe(
+        loaded, folder, resume=resume, executors=against, narrator=narrator, device=device, tensorboard=tensorboard
+    )
     if as_json:
         _print_json(finished.summary)
     if not finished.spikes_equal:
@@ -150,12 +155,22 @@ def run(
 @overrides_option
 @resume_option
 @device_option
+@tensorboard_option
 @json_option
-def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: bool, device: str, as_json: bool) -> None:
+def train(
+    recipe: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    device: str,
+    tensorboard: bool,
+    as_json: bool,
+) -> None:
     """Train a RECIPE: float, then bit-true; leaves float.safetensors and checkpoint.safetensors.
 
     \b
     Example:  lapilli train digits --out runs/digits
+              torchrun --nproc-per-node 4 -m lapilli train RECIPE --device cuda
     """
     from .pipeline import CHECKPOINT, train_recipe
     from .recipe import load_recipe
@@ -164,7 +179,7 @@ def train(recipe: str, out: Path | None, overrides: tuple[str, ...], resume: boo
     loaded = load_recipe(recipe, overrides)
     folder = _folder(out, loaded.name)
     narrator = Narrator(console(stderr=True))
-    trained = train_recipe(loaded, folder, resume=resume, narrator=narrator, device=device)
+    trained = train_recipe(loaded, folder, resume=resume, narrator=narrator, device=device, tensorboard=tensorboard)
     _emit({"checkpoint": str(folder / CHECKPOINT), **trained.summary()}, as_json, lambda: f"{folder / CHECKPOINT}")
 
 

@@ -134,10 +134,10 @@ def convert_checkpoint(
                 f"{path}: is bit-true; its weight bits are part of its training. Export without "
                 f"{', '.join(name for name, given in asked.items() if given)}, or give the float checkpoint"
             )
-        return Converted(BitTrueNetwork.from_state(path, found.model).to_network())
+        return Converted(BitTrueNetwork.from_state(path, found.kept).to_network())
     data = load_data(recipe.data)
     model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
-    model.load_state_dict(found.model)
+    model.load_state_dict(found.kept)
     folded = lower(model.double(), name=recipe.name, labels=data.labels)
     config = recipe.quantize if bits is None else recipe.quantize.model_copy(update={"weight_bits": bits})
     yardstick = folded

@@ -1,13 +1,14 @@
 """Whole pipelines: the stages of ``lapilli run``, each a function of what came before.
 
 The rooms do the work; this module hands the description from one to the next and writes what a run leaves behind:
-``float.safetensors``, ``checkpoint.safetensors``, ``network.onnx``, ``report.html``, ``report.json`` and
-``summary.json``.
+``float.safetensors``, ``checkpoint.safetensors`` and their tables of epochs, ``network.onnx``, ``report.html``,
+``report.json`` and ``summary.json``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -31,12 +32,17 @@ from .whole_file import written_whole
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from torch import nn
+
     from .deploy import Plan, Violation
     from .sim import EnergyReport, Equivalence, Run
     from .sim.page.summary import RunSummary
     from .train.bit_true import BitTrueNetwork
     from .train.checkpoint import Epoch
+    from .train.checkpoint import Stage as TrainingStage
+    from .train.config import TrainConfig
     from .train.data import DataSet
+    from .train.loop import History
 
 FLOAT_CHECKPOINT = "float.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
@@ -67,11 +73,20 @@ class Trained:
         return {"recipe": self.recipe.name, "accuracy": self.accuracy, "digest": self.network.digest()}
 
 
-def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrator, device: str = "cpu") -> Trained:
+def train_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool,
+    narrator: Narrator,
+    device: str = "cpu",
+    tensorboard: bool = False,
+) -> Trained:
     """Train a recipe: float DSR, folding, quantization, bit-true fine-tuning.
 
-    Leaves ``float.safetensors`` and ``checkpoint.safetensors`` in ``folder``; ``resume`` continues from them. Training
-    runs on ``device``; the integers it ends with mean the same everywhere.
+    Leaves ``float.safetensors`` and ``checkpoint.safetensors`` in ``folder``, with a table of their epochs each
+    (``float.csv``, ``bit-true.csv``; with ``tensorboard`` event files, too); ``resume`` continues from them. Training
+    runs on ``device``, under ``torchrun`` on all its processes; the integers it ends with mean the same everywhere.
 
     Raises
     ------
@@ -84,40 +99,51 @@ def train_recipe(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrat
     from .sim.executors import find
     from .train.bit_true import BitTrueNetwork
     from .train.data import AUGMENTATIONS, load
+    from .train.logs import TrainingLog
     from .train.loop import evaluate, fit
     from .train.model import build
+    from .train.parallel import joined
 
     data = load(recipe.data)
     _check_device(device)
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {"recipe": recipe.model_dump(mode="json")}
-    augment = AUGMENTATIONS[recipe.data.augment]
+    stored = recipe.model_dump(mode="json")
     accuracy: dict[str, float] = {}
+    logs = {stage: TrainingLog(folder, stage, tensorboard=tensorboard) for stage in ("float", "bit-true")}
 
-    with narrator.stage("float training", spinner=False) as stage:
-        model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed).to(device)
-        float_history = fit(
-            model, data.train, recipe.train, test=data.test, checkpoint=folder / FLOAT_CHECKPOINT, resume=resume,
-            recipe=stored["recipe"], stage="float", augment=augment, on_epoch=narrator.epoch,
-        )  # fmt: skip
-        accuracy["float"] = stage.accuracy = evaluate(model, data.test)
-        stage.note = f"{recipe.train.epochs} epochs, {recipe.method}"
+    with joined(device) as (workers, place):
+        if not workers.first:
+            narrator = Narrator()
 
-    with narrator.stage("fold and quantize") as stage:
-        folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels)
-        folded, quantizing = calibrate(folded, recipe.quantize, data.train.x, execute=find("fast"))
-        made = quantize_with_latent(folded, quantizing, calibration=data.train.x)
-        accuracy["quantized"] = stage.accuracy = evaluate(BitTrueNetwork(made.network, made.latent), data.test)
-        stage.note = f"exact folding, then {_bits(made.network)}-bit weights, no further training"
+        def train(module: nn.Module, config: TrainConfig, stage: TrainingStage, name: str) -> History:
+            def report(epochs: Sequence[Epoch]) -> None:
+                logs[stage](epochs)
+                narrator.epoch(epochs[-1])
 
-    with narrator.stage("bit-true training", spinner=False) as stage:
-        bit_true = BitTrueNetwork(made.network, made.latent).to(device)
-        bit_true_history = fit(
-            bit_true, data.train, recipe.bit_true, test=data.test, checkpoint=folder / CHECKPOINT, resume=resume,
-            recipe=stored["recipe"], stage="bit-true", augment=augment, on_epoch=narrator.epoch,
-        )  # fmt: skip
-        accuracy["bit-true"] = stage.accuracy = evaluate(bit_true.cpu(), data.test)
-        stage.note = f"{recipe.bit_true.epochs} epochs in the chip's integers"
+            return fit(
+                module, data.train, config, test=data.test, validation=data.validation, checkpoint=folder / name,
+                resume=resume, recipe=stored, stage=stage, augment=AUGMENTATIONS[recipe.data.augment],
+                on_epoch=report, workers=workers,
+            )  # fmt: skip
+
+        with narrator.stage("float training", spinner=False) as stage:
+            model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed).to(place)
+            float_history = train(model, recipe.train, "float", FLOAT_CHECKPOINT)
+            accuracy["float"] = stage.accuracy = evaluate(model, data.test)
+            stage.note = f"{recipe.train.epochs} epochs, {recipe.method}"
+
+        with narrator.stage("fold and quantize") as stage:
+            folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels)
+            folded, quantizing = calibrate(folded, recipe.quantize, data.train.x, execute=find("fast"))
+            made = quantize_with_latent(folded, quantizing, calibration=data.train.x)
+            accuracy["quantized"] = stage.accuracy = evaluate(BitTrueNetwork(made.network, made.latent), data.test)
+            stage.note = f"exact folding, then {_bits(made.network)}-bit weights, no further training"
+
+        with narrator.stage("bit-true training", spinner=False) as stage:
+            bit_true = BitTrueNetwork(made.network, made.latent).to(place)
+            bit_true_history = train(bit_true, recipe.bit_true, "bit-true", CHECKPOINT)
+            accuracy["bit-true"] = stage.accuracy = evaluate(bit_true.cpu(), data.test)
+            stage.note = f"{recipe.bit_true.epochs} epochs in the chip's integers"
 
     metadata = {
         **made.network.metadata,
@@ -177,6 +203,7 @@ def run_recipe(
     narrator: Narrator,
     executors: Sequence[str] | None = None,
     device: str = "cpu",
+    tensorboard: bool = False,
 ) -> Finished:
     """Run a recipe: train, export, check, simulate, verify (on Lava too), energy, report.
 
@@ -192,6 +219,8 @@ def run_recipe(
         Compared with the reference; by default the recipe's.
     device : str
         For training, for example "cuda".
+    tensorboard : bool
+        Log training for TensorBoard, too.
 
     Raises
     ------
@@ -202,11 +231,17 @@ def run_recipe(
     from .sim import energy, simulate, verify
     from .sim.executors import find
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UnsupportedError(
+            "several processes only train: start lapilli train with torchrun, then lapilli run --resume"
+        )
     named = tuple(executors if executors is not None else recipe.deploy.executors)
     for name in named:
         find(name)
     started = time.perf_counter()
-    trained = train_recipe(recipe, folder, resume=resume, narrator=narrator, device=device)
+    trained = train_recipe(
+        recipe, folder, resume=resume, narrator=narrator, device=device, tensorboard=tensorboard
+    )  # fmt: skip
     x, y = trained.data.test.x, trained.data.test.y
 
     with narrator.stage("export") as stage:

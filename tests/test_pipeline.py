@@ -29,6 +29,8 @@ def test_it_leaves_everything(finished):
     folder, done = finished
     names = {
         "float.safetensors",
+        "float.csv",
+        "bit-true.csv",
         "checkpoint.safetensors",
         "network.onnx",
         "report.html",

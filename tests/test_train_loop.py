@@ -84,8 +84,8 @@ def test_resume_after_an_exception_ends_with_the_same_weights(few, tmp_path, opt
     whole = model()
     history = fit(whole, few, config, augment=shift)
 
-    def stop(epoch):
-        if epoch.epoch == stop_after:
+    def stop(epochs):
+        if len(epochs) == stop_after:
             raise StopError
 
     path = tmp_path / "run.safetensors"

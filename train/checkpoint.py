@@ -7,7 +7,7 @@ complete checkpoint.
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -36,6 +36,7 @@ class Epoch(_Record):
     epoch: int = Field(ge=1, description="counted from 1")
     loss: float = Field(description="mean cross-entropy over the training samples")
     train_accuracy: float = Field(description="fraction, while training (before the last updates)")
+    validation_accuracy: float | None = Field(None, description="fraction after the epoch, on validation samples")
     test_accuracy: float | None = Field(None, description="fraction after the epoch, where a test split was given")
     rates: bool = Field(False, description="trained and tested at the level of rates, without spikes")
     learning_rate: float = Field(description="of the last iteration")
@@ -73,11 +74,19 @@ class Checkpoint:
         The module's ``state_dict``.
     optimizer : dict of Tensor
         State by ``"<parameter name>/<key>"``.
+    best : dict of Tensor
+        The ``state_dict`` of the best epoch so far, where training keeps that one.
     """
 
     header: Header
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What training has to show: the best weights where it keeps them, else the last ones."""
+        return self.best or self.model
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -91,6 +100,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
     path = Path(path)
     tensors = {f"model.{name}": t for name, t in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": t for name, t in checkpoint.optimizer.items()}
+    tensors |= {f"best.{name}": t for name, t in checkpoint.best.items()}
     # clone: safetensors refuses tensors that share memory, and a module may hold such.
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
@@ -121,7 +131,7 @@ def load(path: str | Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"{path}: truncated, or not a checkpoint ({error}); train again") from None
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "best": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part not in parts:

@@ -253,6 +253,9 @@ class DataConfig(Section):
         default=0.2, gt=0, lt=1, description="part held out, where the data set has no split of its own"
     )
     seed: int = Field(default=0, ge=0, description="seed of the split")
+    validation: float = Field(
+        default=0.0, ge=0, lt=1, description="part of the training samples that is held out to choose by (train.keep)"
+    )
     augment: Literal["none", "shift", "crop-flip"] = Field(
         default="none",
         description="training images as they are, shifted at random by up to one pixel, or by up to four and mirrored "
@@ -277,6 +280,16 @@ class TrainConfig(Section):
     learning_rate: float = Field(default=0.1, gt=0, description="peak learning rate")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(default=5e-4, ge=0, description="also on thresholds: DSR's L2 term on them")
+    decay: Literal["all", "weights"] = Field(
+        default="all",
+        description="what weight decay acts on: every parameter, as in DSR's code, or not on batch normalization, "
+        "biases and thresholds",
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description="weights at the end: of the last epoch, or of the best one on validation samples "
+        "(data.validation). The papers' codes choose by the test set",
+    )
     warmup_iterations: int = Field(
         default=50, ge=0, description="iterations of linear warm-up (DSR: 400, about one epoch of CIFAR-10)"
     )

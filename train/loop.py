@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from .checkpoint import Checkpoint, Epoch, Header, Stage, load, save
 from .config import TrainConfig
 from .data import Augment, Split
 from .model import SpikingSequential
+from .parallel import ALONE, Workers
 from .rates import rate_scores
 
 EVALUATION_BATCH = 512
@@ -56,13 +57,15 @@ def fit(
     config: TrainConfig,
     *,
     test: Split | None = None,
+    validation: Split | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     recipe: Mapping[str, Any] | None = None,
     stage: Stage = "float",
     augment: Augment | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
     progress: bool | None = None,
+    workers: Workers = ALONE,
 ) -> History:
     """Train a module whose forward pass maps ``x [B, *shape]`` to scores ``[B, classes]``, in place.
 
@@ -74,6 +77,9 @@ def fit(
     config : TrainConfig
     test : Split, optional
         Its accuracy goes into the history after every epoch. It never influences training.
+    validation : Split, optional
+        Samples that are not trained on. With ``config.keep = "best"`` the model ends with the weights of the epoch
+        with the best accuracy on them, the first of equals; epochs at the level of rates do not count if others follow.
     checkpoint : path, optional
         Written after every epoch. ``KeyboardInterrupt`` passes through and leaves the last one.
     resume : bool
@@ -85,89 +91,122 @@ def fit(
     augment : callable, optional
         ``(x float32 [B, *shape], numpy Generator) -> x``, of training batches.
     on_epoch : callable, optional
-        Called after every epoch, when its checkpoint is on disk.
+        Called after every epoch with all epochs so far, when its checkpoint is on disk.
     progress : bool, optional
         Show a progress bar; by default where standard error is a terminal.
+    workers : Workers
+        The processes that train this network together (:mod:`.parallel`); the first one writes and calls back.
 
     Raises
     ------
+    RecipeError
+        If ``config`` asks for what this model, or data without validation samples, cannot give.
     FileFormatError
         If the checkpoint to resume is broken or belongs to another run.
     ExecutionError
         If the loss stops being a finite number.
     """
+    if config.keep == "best" and validation is None:
+        raise RecipeError('train.keep: "best" needs validation samples; set data.validation, or keep = "last"')
     with _threads(config.threads):
-        return _fit(model, train, config, test, checkpoint, resume, recipe or {}, stage, augment, on_epoch, progress)
+        run = _Run(model, config, workers)
+        path = None if checkpoint is None else Path(checkpoint)
+        if resume and path is not None and path.exists():
+            run.restore(path, stage)
+        batches = math.ceil(len(train) / config.batch_size)
+        shown = progress if workers.first else False
+        with _progress(shown, config.epochs * batches, len(run.history) * batches) as report:
+            for epoch in range(len(run.history) + 1, config.epochs + 1):
+                run.epoch(epoch, train, validation, test, augment, report)
+                if path is not None and workers.first:
+                    header = Header(
+                        stage=stage,
+                        epoch=epoch,
+                        seed=config.seed,
+                        train=config.model_dump(mode="json"),
+                        recipe=dict(recipe or {}),
+                        history=tuple(run.history),
+                    )
+                    save(
+                        path, Checkpoint(header, model.state_dict(), _optimizer_tensors(model, run.optimizer), run.best)
+                    )
+                if on_epoch is not None and workers.first:
+                    on_epoch(tuple(run.history))
+        if run.best:
+            model.load_state_dict(run.best)
+    return History(tuple(run.history))
 
 
-def _fit(
-    model: nn.Module,
-    train: Split,
-    config: TrainConfig,
-    test: Split | None,
-    checkpoint: str | Path | None,
-    resume: bool,
-    recipe: Mapping[str, Any],
-    stage: Stage,
-    augment: Augment | None,
-    on_epoch: Callable[[Epoch], None] | None,
-    progress: bool | None,
-) -> History:
-    if config.rate_epochs:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = _optimizer(model, config)
-    history: list[Epoch] = []
-    if resume and checkpoint is not None and Path(checkpoint).exists():
-        history = _restore(Path(checkpoint), model, optimizer, config, stage)
-    batches = math.ceil(len(train) / config.batch_size)
-    with _progress(progress, config.epochs * batches, len(history) * batches) as report:
-        for epoch in range(len(history) + 1, config.epochs + 1):
-            start = time.perf_counter()
-            forward = _forward(model, config, epoch)
-            loss, accuracy = _train_epoch(model, forward, optimizer, train, config, epoch, augment, report)
-            at_rates = epoch <= config.rate_epochs
-            history.append(
-                Epoch(
-                    epoch=epoch,
-                    loss=loss,
-                    train_accuracy=accuracy,
-                    test_accuracy=None if test is None else _accuracy(model, forward if at_rates else model, test),
-                    rates=at_rates,
-                    learning_rate=optimizer.param_groups[0]["lr"],
-                    seconds=time.perf_counter() - start,
-                    spike_rates={} if at_rates else _spike_rates(model, test if test is not None else train),
-                )
-            )
-            if checkpoint is not None:
-                header = Header(
-                    stage=stage,
-                    epoch=epoch,
-                    seed=config.seed,
-                    train=config.model_dump(mode="json"),
-                    recipe=dict(recipe),
-                    history=tuple(history),
-                )
-                save(checkpoint, Checkpoint(header, model.state_dict(), _optimizer_tensors(model, optimizer)))
-            if on_epoch is not None:
-                on_epoch(history[-1])
-    return History(tuple(history))
+class _Run:
+    """What changes from epoch to epoch: the model, the optimizer, the history and the best weights so far."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, workers: Workers) -> None:
+        if config.rate_epochs:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model = model
+        self.config = config
+        self.workers = workers
+        self.optimizer = _optimizer(model, config)
+        self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] = {}
+
+    def restore(self, path: Path, stage: Stage) -> None:
+        self.history, self.best = _restore(path, self.model, self.optimizer, self.config, stage)
+
+    def epoch(
+        self,
+        number: int,
+        train: Split,
+        validation: Split | None,
+        test: Split | None,
+        augment: Augment | None,
+        report: Report,
+    ) -> None:
+        """Train for one epoch, and look at the result."""
+        start = time.perf_counter()
+        model, config, workers = self.model, self.config, self.workers
+        forward = _forward(model, config, number)
+        loss, accuracy = _train_epoch(model, forward, self.optimizer, train, config, number, augment, report, workers)
+        workers.take_buffers_of_the_first(model)
+        at_rates = number <= config.rate_epochs
+        how = forward if at_rates else model
+        done = Epoch(
+            epoch=number,
+            loss=loss,
+            train_accuracy=accuracy,
+            validation_accuracy=None if validation is None else _accuracy(model, how, validation, workers),
+            test_accuracy=None if test is None else _accuracy(model, how, test, workers),
+            rates=at_rates,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            seconds=time.perf_counter() - start,
+            spike_rates={} if at_rates else _spike_rates(model, test if test is not None else train),
+        )
+        self.history.append(done)
+        if config.keep == "best" and best_epoch(self.history) is done:
+            self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+def best_epoch(history: Sequence[Epoch]) -> Epoch:
+    """The first epoch of the best validation accuracy; among those with spikes, where there are any."""
+    spiking = [e for e in history if not e.rates]
+    return max(spiking or history, key=lambda e: (e.validation_accuracy or 0.0, -e.epoch))
 
 
 def evaluate(model: nn.Module, split: Split) -> float:
     """Accuracy, a fraction, in eval mode."""
-    return _accuracy(model, model, split)
+    return _accuracy(model, model, split, ALONE)
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, forward: Forward, split: Split) -> float:
+def _accuracy(model: nn.Module, forward: Forward, split: Split, workers: Workers) -> float:
     was_training = model.training
     model.eval()
     right = 0
-    for start in range(0, len(split), EVALUATION_BATCH):
+    for start in range(workers.rank * EVALUATION_BATCH, len(split), workers.size * EVALUATION_BATCH):
         x = _to_model(model, split.x[start : start + EVALUATION_BATCH])
         right += int((forward(x).argmax(1).cpu().numpy() == split.y[start : start + EVALUATION_BATCH]).sum())
     model.train(was_training)
-    return right / len(split)
+    return workers.total(right)[0] / len(split)
 
 
 def learning_rate(config: TrainConfig, iteration: int, iterations: int) -> float:
@@ -189,37 +228,45 @@ def _train_epoch(
     epoch: int,
     augment: Augment | None,
     report: Report,
+    workers: Workers,
 ) -> tuple[float, float]:
     """One epoch in place; mean loss and training accuracy."""
     rng = np.random.default_rng([config.seed, epoch])  # shuffling and augmentation
-    torch.manual_seed(int(rng.integers(2**63)))  # dropout
+    torch.manual_seed(int(rng.integers(2**63)) + workers.rank)  # dropout
     batches = math.ceil(len(train) / config.batch_size)
-    total, right = 0.0, 0
+    # array_split makes batches of nearly one size, so none is left with a single sample for batch normalization.
+    order = np.array_split(rng.permutation(len(train)), batches)
+    if not workers.first:
+        rng = np.random.default_rng([config.seed, epoch, workers.rank])  # of its own, for the augmentation of its share
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    total, right = 0.0, 0.0
     model.train()
     if config.freeze_norm and epoch > config.rate_epochs:
         for module in model.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.eval()
-    # array_split makes batches of nearly one size, so none is left with a single sample for batch normalization.
-    for i, chosen in enumerate(np.array_split(rng.permutation(len(train)), batches)):
+    for i, batch in enumerate(order):
         rate = learning_rate(config, (epoch - 1) * batches + i, config.epochs * batches)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        chosen = workers.share(batch)
         images = train.x[chosen] if augment is None else augment(train.x[chosen], rng)
         x = _to_model(model, images)
         y = torch.from_numpy(train.y[chosen]).to(x.device)
         scores = forward(x)
-        loss = nn.functional.cross_entropy(scores, y)
-        value = loss.item()
+        # The shares of the processes add up to the mean over the whole batch.
+        loss = nn.functional.cross_entropy(scores, y) * (len(chosen) / len(batch))
+        value, hits = workers.total(loss.item(), int((scores.argmax(1) == y).sum()))
         if not math.isfinite(value):
             raise ExecutionError(f"training diverged in epoch {epoch}: the loss is {value}; lower the learning_rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        workers.sum_gradients(parameters)
         if config.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         optimizer.step()
-        total += value * len(chosen)
-        right += int((scores.argmax(1) == y).sum())
+        total += value * len(batch)
+        right += hits
         report(1, f"epoch {epoch}/{config.epochs}  loss {value:.3f}")
     return total / len(train), right / len(train)
 
@@ -257,21 +304,28 @@ def _spike_rates(model: nn.Module, split: Split) -> dict[str, float]:
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """Parameters with weight decay first; none on the others."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    # Batch normalization, biases and thresholds are scalars or vectors; everything else is weights.
+    free = {name for name, p in named if config.decay == "weights" and p.ndim <= 1}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in named if name not in free]},
+        {"params": [p for name, p in named if name in free], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _trained(model: nn.Module) -> list[str]:
+def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Names of the trained parameters, in the optimizer's order."""
-    return [name for name, p in model.named_parameters() if p.requires_grad]
+    names = {p: name for name, p in model.named_parameters()}
+    return [names[p] for group in optimizer.param_groups for p in group["params"]]
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = _trained(model)
+    names = _trained(model, optimizer)
     return {
         f"{names[index]}/{key}": value
         for index, state in optimizer.state_dict()["state"].items()
@@ -282,8 +336,8 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 def _restore(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, stage: Stage
-) -> list[Epoch]:
-    """Put a checkpoint's state into model and optimizer; its history."""
+) -> tuple[list[Epoch], dict[str, Tensor]]:
+    """Put a checkpoint's state into model and optimizer; its history and best weights."""
     found = load(path)
     other = "give another checkpoint, or train without resuming"
     if found.header.stage != stage:
@@ -294,14 +348,15 @@ def _restore(
                 f"{path}: was trained with {key} = {found.header.train.get(key)}, the recipe says {value}; {other}"
             )
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    for name in shapes.keys() | found.model.keys():
-        if name not in found.model or name not in shapes or tuple(found.model[name].shape) != shapes[name]:
-            raise FileFormatError(f"{path}: its tensor {name!r} does not fit the network; {other}")
+    for stored in (found.model, found.best) if found.best else (found.model,):
+        for name in shapes.keys() | stored.keys():
+            if name not in stored or name not in shapes or tuple(stored[name].shape) != shapes[name]:
+                raise FileFormatError(f"{path}: its tensor {name!r} does not fit the network; {other}")
     if len(found.header.history) != found.header.epoch or found.header.epoch > config.epochs:
         raise FileFormatError(f"{path}: its history does not fit its {found.header.epoch} epochs; {other}")
     model.load_state_dict(found.model)
 
-    names = _trained(model)
+    names = _trained(model, optimizer)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in found.optimizer.items():
         parameter, _, key = name.rpartition("/")
@@ -309,7 +364,8 @@ def _restore(
             raise FileFormatError(f"{path}: its optimizer state {name!r} does not fit the network; {other}")
         state.setdefault(names.index(parameter), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return list(found.header.history)
+    device = next(iter(model.state_dict().values())).device
+    return list(found.header.history), {name: t.to(device) for name, t in found.best.items()}
 
 
 @contextmanager

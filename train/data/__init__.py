@@ -31,4 +31,5 @@ def load(config: DataConfig) -> DataSet:
     """
     if config.name not in DATA_SETS:
         raise DataError(f"data.name: unknown data set {config.name!r}; known: {', '.join(sorted(DATA_SETS))}")
-    return DATA_SETS[config.name](config)
+    data = DATA_SETS[config.name](config)
+    return data.held_out(config.validation, config.seed) if config.validation else data
