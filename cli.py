@@ -192,6 +192,7 @@ def train(
 @click.option("--reset", type=click.Choice(["zero", "subtract", "subtract-next"]), help="How neurons reset (NIR).")
 @click.option("--discretization", type=click.Choice(["euler", "exponential"]), help="How time is cut into steps (NIR).")
 @click.option("--input-shape", metavar="C,Y,X", help="Shape of a sample, where a .net file does not say it.")
+@click.option("--external-data", is_flag=True, help="Weights in a file beside the .onnx, as for large networks.")
 @click.option("--strict", is_flag=True, help="Refuse what a NIR file cannot say, instead of warning (NIR).")
 @click.option("--report", is_flag=True, help="Measure what quantization costs each layer (float checkpoints).")
 @click.option(

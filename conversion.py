@@ -50,7 +50,8 @@ def convert(
     source : str
     out : Path
     options : mapping
-        What the user gave: ``bits``, ``steps``, ``dt``, ``reset``, ``discretization``, ``input_shape``, ``strict``.
+        What the user gave: ``bits``, ``steps``, ``dt``, ``reset``, ``discretization``, ``input_shape``, ``strict``,
+        ``external_data``.
     report, max_loss
         Of float checkpoints: see :func:`convert_checkpoint`.
 
@@ -62,7 +63,7 @@ def convert(
     from .export import load, save
 
     reading: dict[str, Any] = dict(options)
-    writing: dict[str, Any] = {}
+    writing = {"external_data": reading.pop("external_data")} if "external_data" in reading else {}
     if out.suffix.lower() == ".nir":
         shared = source.lower().endswith(".nir")  # then dt and strict are meant for both
         for name in ("dt", "strict"):

@@ -526,7 +526,7 @@ class Network:
         for name, array in sorted(self.tensors().items()):
             little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
             sha.update(f"\0{name}\0{array.dtype.kind}{array.dtype.itemsize}{array.shape}\0".encode())
-            sha.update(little_endian.tobytes())
+            sha.update(little_endian.data)
         return sha.hexdigest()
 
     def __eq__(self, other: object) -> bool:

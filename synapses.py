@@ -22,6 +22,9 @@ def _pair(where: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _as_weight(where: str, weight: npt.ArrayLike) -> npt.NDArray[np.int8]:
+    if isinstance(weight, np.ndarray) and weight.dtype == np.int8:  # as large ones are: no copy in int64
+        check(1 <= weight.size <= MAX_ELEMENTS, f"{where}: weight: {weight.size} elements; give 1 to {MAX_ELEMENTS}")
+        return freeze(weight)
     return freeze(as_integers(f"{where}: weight", weight, -128, 127).astype(np.int8))
 
 

@@ -53,7 +53,12 @@ def as_integers(where: str, values: npt.ArrayLike, low: int, high: int) -> IntAr
 
 
 def freeze(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A read-only private copy: descriptions are shared between threads and must not change."""
+    """A read-only private copy: descriptions are shared between threads and must not change.
+
+    An array that is read-only and owns its memory is taken as it is: the readers of large files make such.
+    """
+    if array.flags.owndata and array.flags.c_contiguous and not array.flags.writeable:
+        return array
     copy = np.array(array, order="C")
     copy.setflags(write=False)
     return copy

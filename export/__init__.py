@@ -108,7 +108,7 @@ def save(network: Network, path: str | Path, **options: Any) -> Path:
     network : Network
     path : path
     **options
-        See :func:`save_nir` (``dt``, ``strict``); the other formats take none.
+        See :func:`save_nir` (``dt``, ``strict``) and :func:`save_onnx` (``external_data``).
 
     Raises
     ------

@@ -252,7 +252,7 @@ def function_of(model, name):
         (lambda m: setattr(m.metadata_props[0], "value", "[]"), "a list, not an object"),
         (change_weight, "digest is"),
         (float_weight, "initializer 'input->a/weight': has type"),
-        (external_weight, "initializer 'input->a/weight': its data are in another file"),
+        (external_weight, "initializer 'input->a/weight': its external data need one location"),
         (lambda m: m.graph.initializer.pop(), "'a->b/weight' is missing"),
         (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "occurs twice"),
         (lambda m: m.graph.initializer[2].dims.append(3), "do not make the shape"),

@@ -6,6 +6,7 @@ They share no arithmetic with the reference simulator, so equal spikes are evide
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
@@ -18,7 +19,9 @@ import numpy.typing as npt
 from ...errors import ExecutionError, MissingDependencyError, UnsupportedError
 from ...network import IntArray, Network
 from ...recording import Recording, at_every_step
-from .graph import build_model, outputs
+from .external import layout, write
+from .file import EXTERNAL_FROM, load_onnx
+from .graph import build_model, initializers, outputs
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -54,12 +57,10 @@ def execute_file(path: str | Path, x: IntArray, trace: Collection[str] = ()) -> 
     FileFormatError
         If the file is not what it claims to be.
     """
-    from .file import load_onnx
-
     network = load_onnx(path)
     if trace:
         return onnxruntime_executor(network, x, trace)
-    return _run_session(_new_session(Path(path).read_bytes()), network, x, trace)
+    return _run_session(_new_session(str(path)), network, x, trace)
 
 
 def onnx_reference_executor(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recording:
@@ -128,7 +129,7 @@ def _session(network: Network, trace: Collection[str]) -> onnxruntime.InferenceS
         if key in _sessions:
             _sessions.move_to_end(key)
             return _sessions[key]
-    session = _new_session(build_model(network, trace).SerializeToString(deterministic=True))
+    session = _session_of(network, trace)
     with _lock:
         _sessions[key] = session
         while len(_sessions) > SESSIONS_KEPT:
@@ -136,7 +137,21 @@ def _session(network: Network, trace: Collection[str]) -> onnxruntime.InferenceS
     return session
 
 
-def _new_session(model: bytes) -> onnxruntime.InferenceSession:
+def _session_of(network: Network, trace: Collection[str]) -> onnxruntime.InferenceSession:
+    tensors = dict(initializers(network))
+    if sum(array.nbytes for array in tensors.values()) <= EXTERNAL_FROM:
+        return _new_session(build_model(network, trace).SerializeToString(deterministic=True))
+    # A model in memory ends at protobuf's 2 GiB, and each copy of it counts: large tensors go through a file.
+    external = layout(network.digest(), ((name, array.nbytes) for name, array in tensors.items()))
+    with tempfile.TemporaryDirectory(prefix="lapilli-") as folder:
+        with (Path(folder) / external.location).open("wb") as file:
+            write(file, external, tensors)
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(build_model(network, trace, external=external).SerializeToString(deterministic=True))
+        return _new_session(str(path))
+
+
+def _new_session(model: bytes | str) -> onnxruntime.InferenceSession:
     try:
         import onnxruntime
     except ImportError:

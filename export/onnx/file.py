@@ -1,7 +1,8 @@
 """Descriptions on disk: ONNX files that any ONNX runtime executes and that lapilli reads back losslessly.
 
 A file is the model of :func:`.graph.build_model` and one metadata entry, ``lapilli``: a JSON object with the
-description but for its weights and biases, which are the model's initializers. ``docs/format.md`` specifies it.
+description but for its weights and biases, which are the model's initializers. Those of large networks are in a
+second file (:mod:`.external`). ``docs/format.md`` specifies both.
 
 The reader trusts nothing. It measures the file before it parses it, takes the description from the metadata and
 the initializers, checks the digests, writes the model again and refuses the file unless both are the same:
@@ -14,6 +15,8 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -27,12 +30,15 @@ from ... import __version__
 from ...errors import DescriptionError, FileFormatError, UnsupportedError
 from ...network import FORMAT_VERSION, Network, from_structure
 from ...whole_file import written_whole
-from .graph import build_model
+from .external import External, ExternalDataError, Place, layout, read, said_of, write
+from .graph import build_model, initializers
 from .protobuf_scan import NotProtobufError, fields_of
 
-MAX_FILE_BYTES = 1_500_000_000  # below protobuf's 2 GiB; larger networks need external data, which is not written yet
+MAX_FILE_BYTES = 1_500_000_000  # below protobuf's 2 GiB
+EXTERNAL_FROM = 256_000_000  # bytes of weights and biases; a model in one file takes some five times that to read
 MAX_BYTES_BESIDE_TENSORS = 16_000_000  # bounds what parsing can allocate
 MAX_PARTS = 4096  # populations and connections
+MAX_AXES = 8  # of a tensor, before anything is computed from its shape
 METADATA_KEY = "lapilli"
 REEXPORT = "export the network again with lapilli"
 
@@ -44,10 +50,19 @@ _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _MODEL_FIELDS, _GRAPH_FIELDS, _TENSOR_FIELDS = 64, 400_000, 16
 
 
-def save_onnx(network: Network, path: str | Path) -> Path:
+def save_onnx(network: Network, path: str | Path, *, external_data: bool | None = None) -> Path:
     """Write a description as an ONNX file; the same network gives the same bytes.
 
-    The file appears under its name only when it is complete.
+    The file appears under its name only when it is complete, and after its data file.
+
+    Parameters
+    ----------
+    network : Network
+    path : path
+    external_data : bool, optional
+        Write tensors of 1 KiB and more to a second file, ``lapilli-DIGEST.data`` in the same folder; then neither
+        writing nor reading takes more memory than the network itself. By default where weights and biases take more
+        than 256 MB.
 
     Returns
     -------
@@ -68,26 +83,39 @@ def save_onnx(network: Network, path: str | Path) -> Path:
             f"network {network.name!r}: {parts} populations and connections; a file holds {MAX_PARTS}"
         )
     weights = sum(array.nbytes for array in network.tensors().values())
-    if weights > MAX_FILE_BYTES - MAX_BYTES_BESIDE_TENSORS:
+    outside = weights > EXTERNAL_FROM if external_data is None else external_data
+    if not outside and weights > MAX_FILE_BYTES - MAX_BYTES_BESIDE_TENSORS:
         raise UnsupportedError(
             f"network {network.name!r}: its arrays take {weights} bytes; one ONNX file holds "
-            f"{MAX_FILE_BYTES - MAX_BYTES_BESIDE_TENSORS}, and external data is not supported yet"
+            f"{MAX_FILE_BYTES - MAX_BYTES_BESIDE_TENSORS}; write external data"
         )
-    data = _model_bytes(network)
+    digest = network.digest()
+    external: External | None = None
+    if outside:
+        try:
+            external = layout(digest, ((name, array.nbytes) for name, array in initializers(network)))
+        except ExternalDataError as error:
+            raise UnsupportedError(f"network {network.name!r}: {error}") from None
+    data = _model(network, digest, external).SerializeToString(deterministic=True)
     beside = _bytes_beside_tensors(data)
     if beside > MAX_BYTES_BESIDE_TENSORS:
         raise UnsupportedError(
             f"network {network.name!r}: its structure and metadata take {beside} bytes; a file holds "
             f"{MAX_BYTES_BESIDE_TENSORS}; shorten the metadata"
         )
-    _write(path, data)
+    if external is not None and external.places:
+        with _written(path.with_name(external.location)) as temporary, temporary.open("wb") as file:
+            write(file, external, dict(initializers(network)))
+    with _written(path) as temporary:
+        temporary.write_bytes(data)
     return path
 
 
 def load_onnx(path: str | Path) -> Network:
     """Read a description; refuses by name whatever :func:`save_onnx` would not have written.
 
-    Memory stays within some ten times the file's size; a file of more than 1.5 GB is refused unread.
+    A model of more than 1.5 GB is refused unread; a data file is opened only if it is a regular file beside the model,
+    of the name and size that follow from the model.
 
     Raises
     ------
@@ -99,26 +127,32 @@ def load_onnx(path: str | Path) -> Network:
     try:
         text = _metadata_text(path, model)
         described = _json(path, text)
-        network = _network(path, described, _tensors(path, model.graph))
-        _check_digests(path, described, network)
-        _check_graph(path, model, network, text)
+        arrays, external = _tensors(path, model.graph, described)
+        network = _network(path, described, arrays)
+        del arrays
+        digest = _check_digests(path, described, network)
+        _check_graph(path, model, network, digest, text, external)
     except UnicodeError as error:  # protobuf decodes a name when it is looked at
         _refuse(path, f"has a name that is not text ({error}); {REEXPORT}")
     return network
 
 
-def _write(path: Path, data: bytes) -> None:
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
     try:
         with written_whole(path) as temporary:
-            temporary.write_bytes(data)
+            yield temporary
     except OSError as error:
         raise FileFormatError(f"{path}: cannot write ({error.strerror}); choose another path") from None
 
 
-def _model_bytes(network: Network) -> bytes:
-    model = build_model(network)
-    model.metadata_props.add(key=METADATA_KEY, value=_description_text(network))
-    return model.SerializeToString(deterministic=True)
+def _model(
+    network: Network, digest: str, external: External | None, producer_version: str = __version__
+) -> onnx.ModelProto:
+    """The model of a file."""
+    model = build_model(network, producer_version=producer_version, external=external)
+    model.metadata_props.add(key=METADATA_KEY, value=_description_text(network, digest))
+    return model
 
 
 def _canonical(value: Any) -> str:
@@ -129,7 +163,7 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
-def _description_text(network: Network) -> str:
+def _description_text(network: Network, digest: str) -> str:
     """The metadata entry: all of the description that is not an initializer."""
     return _canonical(
         {
@@ -137,7 +171,7 @@ def _description_text(network: Network) -> str:
             "structure": network.structure(),
             "input_scale": network.input.scale.tolist(),
             "input_zero": network.input.zero.tolist(),
-            "digest": network.digest(),
+            "digest": digest,
             "metadata": network.metadata,
             "metadata_sha256": _sha256(network.metadata),
         }
@@ -223,17 +257,17 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     return described
 
 
-def _tensors(path: Path, graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
-    """Initializers by name; each is checked before it is read."""
-    arrays: dict[str, npt.NDArray[Any]] = {}
+def _tensors(
+    path: Path, graph: onnx.GraphProto, described: dict[str, Any]
+) -> tuple[dict[str, npt.NDArray[Any]], External | None]:
+    """Initializers by name, each checked before it is read, and the data file they are in."""
     if len(graph.initializer) > MAX_PARTS:
         _refuse(path, f"has {len(graph.initializer)} initializers, more than {MAX_PARTS}; {REEXPORT}")
+    kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     for tensor in graph.initializer:
         where = f"initializer {tensor.name!r:.200}"
-        if tensor.name in arrays:
+        if tensor.name in kinds:
             _refuse(path, f"{where}: occurs twice; {REEXPORT}")
-        if tensor.data_location != TensorProto.DEFAULT or len(tensor.external_data):
-            _refuse(path, f"{where}: its data are in another file, which lapilli never opens; {REEXPORT}")
         dtype = _DTYPES.get(tensor.data_type)
         if dtype is None:
             kind = (
@@ -242,14 +276,66 @@ def _tensors(path: Path, graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
                 else "?"
             )
             _refuse(path, f"{where}: has type {kind}; weights are INT8 and biases INT64; {REEXPORT}")
-        shape = tuple(tensor.dims)
-        if any(d < 0 for d in shape) or math.prod(shape) * dtype.itemsize != len(tensor.raw_data):
+        if len(tensor.dims) > MAX_AXES:
+            _refuse(path, f"{where}: has {len(tensor.dims)} axes; weights have at most 4; {REEXPORT}")
+        kinds[tensor.name] = tuple(tensor.dims), dtype
+    outside = [t for t in graph.initializer if t.data_location != TensorProto.DEFAULT or len(t.external_data)]
+    external = _external(path, outside, graph, described) if outside else None
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for tensor in graph.initializer:
+        shape, dtype = kinds[tensor.name]
+        size = len(tensor.raw_data)
+        if external is not None and tensor.name in external.places:
+            size = external.places[tensor.name].length
+        if any(d < 0 for d in shape) or math.prod(shape) * dtype.itemsize != size:
             _refuse(
                 path,
-                f"{where}: {len(tensor.raw_data)} bytes do not make the shape {list(shape[:8])}; {REEXPORT}",
+                f"initializer {tensor.name!r:.200}: {size} bytes do not make the shape {list(shape)}; {REEXPORT}",
             )
-        arrays[tensor.name] = np.frombuffer(tensor.raw_data, dtype).reshape(shape)
-    return arrays
+        if external is None or tensor.name not in external.places:
+            arrays[tensor.name] = np.frombuffer(tensor.raw_data, dtype).reshape(shape)
+    if external is not None:
+        try:
+            arrays |= read(path, external, kinds)
+        except ExternalDataError as error:
+            _refuse(path, str(error))
+    return arrays, external
+
+
+def _said_of(path: Path, tensor: TensorProto) -> tuple[str, Place]:
+    try:
+        return said_of(tensor)
+    except ExternalDataError as error:
+        _refuse(path, f"initializer {tensor.name!r:.200}: {error}; {REEXPORT}")
+
+
+def _external(path: Path, outside: list[TensorProto], graph: onnx.GraphProto, described: dict[str, Any]) -> External:
+    """The layout of the data file; refused unless the model says exactly that."""
+    said: dict[str, tuple[str, Place]] = {}
+    for tensor in outside:
+        said[tensor.name] = _said_of(path, tensor)
+    sizes = ((t.name, said[t.name][1].length if t.name in said else len(t.raw_data)) for t in graph.initializer)
+    try:
+        external = layout(str(described.get("digest")), sizes)
+    except ExternalDataError as error:
+        _refuse(path, f"{error}; {REEXPORT}")
+    for name, (location, place) in said.items():
+        if location != external.location:
+            _refuse(
+                path,
+                f"initializer {name!r:.200}: names the data file {location!r:.200}; only {external.location} beside "
+                f"the model is ever opened; {REEXPORT}",
+            )
+        if external.places.get(name) != place:
+            _refuse(
+                path,
+                f"initializer {name!r:.200}: bytes {place.offset} to {place.offset + place.length} of the data file "
+                f"are not its place; {REEXPORT}",
+            )
+    for name in external.places:
+        if name not in said:
+            _refuse(path, f"initializer {name!r:.200}: is in the model, and should be in the data file; {REEXPORT}")
+    return external
 
 
 def _network(path: Path, described: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Network:
@@ -267,14 +353,17 @@ def _network(path: Path, described: dict[str, Any], arrays: dict[str, npt.NDArra
         _refuse(path, f"metadata 'lapilli': malformed ({type(error).__name__}: {str(error)[:200]}); {REEXPORT}")
 
 
-def _check_digests(path: Path, described: dict[str, Any], network: Network) -> None:
-    for name, found in (("digest", network.digest()), ("metadata_sha256", _sha256(network.metadata))):
+def _check_digests(path: Path, described: dict[str, Any], network: Network) -> str:
+    """The network's digest."""
+    digest = network.digest()
+    for name, found in (("digest", digest), ("metadata_sha256", _sha256(network.metadata))):
         if described.get(name) != found:
             _refuse(
                 path,
                 f"{name} is {str(described.get(name))[:12]}..., its contents have {found[:12]}...: "
                 "the file was changed or damaged; copy or export it again",
             )
+    return digest
 
 
 class _Difference(NamedTuple):
@@ -283,16 +372,17 @@ class _Difference(NamedTuple):
     expected: Any
 
 
-def _check_graph(path: Path, model: onnx.ModelProto, network: Network, text: str) -> None:
+def _check_graph(
+    path: Path, model: onnx.ModelProto, network: Network, digest: str, text: str, external: External | None
+) -> None:
     """Refuse a file whose graph is not, to the last node, the one that its description writes."""
     version: str | bytes = model.producer_version  # older protobuf gives bytes for what is not text
     if not (isinstance(version, str) and _VERSION.fullmatch(version)):
         _refuse(path, f"producer version {version[:64]!r} is not a version; {REEXPORT}")
     try:
-        expected = build_model(network, producer_version=version)
+        expected = _model(network, digest, external, version)
     except UnsupportedError as error:
         _refuse(path, f"{error}; {REEXPORT}")
-    expected.metadata_props.add(key=METADATA_KEY, value=_description_text(network))
     if model.SerializeToString(deterministic=True) != expected.SerializeToString(deterministic=True):
         where = _first_difference(model, expected) if text == expected.metadata_props[0].value else "metadata 'lapilli'"
         _refuse(path, f"{where} is not what the description says; another program changed the file; {REEXPORT}")

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from ... import __version__
 from ...network import FORMAT_VERSION, INPUT, Connection, Network, Population
 from ...recording import count_weights
+from .external import External
 from .neurons import DOMAIN, DOMAIN_VERSION, OPSET, attributes, function_name, neuron_function
 from .synapses import Digit, Nodes, Sent, Synapses, split
 
@@ -39,7 +40,12 @@ Dims: TypeAlias = tuple[int | str, ...]
 Incoming: TypeAlias = dict[str, list[Connection]]
 
 
-def build_model(network: Network, trace: Collection[str] = (), producer_version: str = __version__) -> onnx.ModelProto:
+def build_model(
+    network: Network,
+    trace: Collection[str] = (),
+    producer_version: str = __version__,
+    external: External | None = None,
+) -> onnx.ModelProto:
     """The ONNX model of a description; the same network gives the same model.
 
     Parameters
@@ -49,6 +55,8 @@ def build_model(network: Network, trace: Collection[str] = (), producer_version:
         Whose drive, current and membrane become outputs at every step (for executors; a file has none).
     producer_version : str
         Recorded in the model.
+    external : External, optional
+        The data file that holds the large tensors; the model only says where they are.
 
     Raises
     ------
@@ -72,8 +80,7 @@ def build_model(network: Network, trace: Collection[str] = (), producer_version:
         _ascii(network.name) or "network",
         [helper.make_tensor_value_info("input", TensorProto.INT32, (_frames(network), "batch", *network.input.shape))],
         [helper.make_tensor_value_info(name, *what) for name, what in outputs(network, trace).items()],
-        initializer=[_initializer(f"{p.name}/bias", p.bias) for p in network.populations]
-        + [_initializer(f"{c.name}/weight", c.synapse.weight) for c in network.connections],
+        initializer=[_initializer(name, array, external) for name, array in initializers(network)],
         # Shapes for viewers: ONNX's own inference does not look into functions.
         value_info=[
             helper.make_tensor_value_info(f"{p.name}/drive", TensorProto.INT64, (network.steps, "batch", *p.shape))
@@ -121,8 +128,19 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def _initializer(name: str, array: npt.NDArray[Any]) -> TensorProto:
+def initializers(network: Network) -> list[tuple[str, npt.NDArray[Any]]]:
+    """Names and values of the model's initializers, in order: all biases, then all weights."""
+    biases = [(f"{p.name}/bias", p.bias) for p in network.populations]
+    return [*biases, *((f"{c.name}/weight", c.synapse.weight) for c in network.connections)]
+
+
+def _initializer(name: str, array: npt.NDArray[Any], external: External | None) -> TensorProto:
     kind = {np.dtype(np.int8): TensorProto.INT8, np.dtype(np.int64): TensorProto.INT64}[array.dtype]
+    if external is not None and name in external.places:
+        where = external.entries(name)
+        return TensorProto(
+            name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL, external_data=where
+        )
     little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=little_endian.tobytes())
 
