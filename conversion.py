@@ -142,7 +142,8 @@ def convert_checkpoint(
     folded = lower(model.double(), name=recipe.name, labels=data.labels)
     config = recipe.quantize if bits is None else recipe.quantize.model_copy(update={"weight_bits": bits})
     yardstick = folded
-    folded, config = calibrate(folded, config, data.train.x, execute=find("fast"))
+    if max_loss is None:  # the search calibrates for itself, at every width
+        folded, config = calibrate(folded, config, data.train.x, execute=find("fast"))
     measured, search = None, None
     if report or max_loss is not None:
         from .export.bit_search import mixed_precision
@@ -155,7 +156,7 @@ def convert_checkpoint(
                 folded, config, x[::2], y[::2],
                 calibration=data.train.x, execute=fast, max_loss=max_loss, candidates=widths,
             )  # fmt: skip
-            config, x, y = search.config, x[1::2], y[1::2]
+            folded, config, x, y = search.folded, search.config, x[1::2], y[1::2]
         if report:
             made = quantize_with_latent(folded, config, data.train.x)
             measured = quantization_report(yardstick, config, x, y, made=made, execute=fast)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from ..errors import RecipeError, UnsupportedError
 from ..recording import Executor, decide, scores
+from .calibration import Calibrator
 from .folding import Folded
 from .quantization import QuantizeConfig, quantize_with_latent
 from .sensitivity import Samples, memory_text, share
@@ -71,6 +72,8 @@ class MixedPrecision:
     ----------
     bits : dict of int
         Weight bits of each layer.
+    folded : Folded
+        The network given; with ``bias_correction``, its biases are corrected for these bits.
     config : QuantizeConfig
         The configuration given, with these bits.
     accuracy : float
@@ -86,6 +89,7 @@ class MixedPrecision:
     """
 
     bits: Mapping[str, int]
+    folded: Folded
     config: QuantizeConfig
     accuracy: float
     accuracy_reference: float
@@ -99,7 +103,8 @@ class MixedPrecision:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        document = asdict(self) | {"bits": dict(self.bits), "config": self.config.model_dump(mode="json")}
+        document = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folded"}
+        document |= {"bits": dict(self.bits), "config": self.config.model_dump(mode="json")}
         return document | {"tried": [asdict(t) | {"bits": list(t.bits)} for t in self.tried]}
 
     def render(self) -> RenderableType:
@@ -153,7 +158,7 @@ def mixed_precision(
     ----------
     folded : Folded
     config : QuantizeConfig
-        All but ``weight_bits``, which is what is searched for.
+        All but ``weight_bits``, which is what is searched for. What calibration has to find is found for every width.
     x : float [samples, *input_shape] or [steps, samples, *input_shape]
     y : int [samples]
         Their classes.
@@ -192,12 +197,13 @@ def mixed_precision(
     assert data.y is not None
     names = [layer.name for layer in folded.layers]
 
-    def with_bits(bits: Bits) -> QuantizeConfig:
-        chosen = dict(zip(names, bits, strict=True))
-        return QuantizeConfig.model_validate(config.model_dump() | {"weight_bits": chosen})
+    calibrator = Calibrator(folded, config, calibration, execute=execute)
+
+    def with_bits(bits: Bits) -> tuple[Folded, QuantizeConfig]:
+        return calibrator(dict(zip(names, bits, strict=True)))
 
     def correct(bits: Bits) -> int:
-        network = quantize_with_latent(folded, with_bits(bits), calibration).network
+        network = quantize_with_latent(*with_bits(bits), calibration).network
         return sum(
             int((decide(scores(network, execute(network, network.input.encode(part)))) == classes).sum())
             for part, classes in data.chunks(folded)
@@ -224,9 +230,11 @@ def mixed_precision(
             + f", but {needed / n:.2%} is asked for (reference {reference / n:.2%}, max_loss {max_loss:g}); "
             "allow more loss, measure it relative to the widest weights, or fine-tune bit-true"
         )
+    calibrated, found = with_bits(best.bits)
     return MixedPrecision(
         bits=dict(zip(names, best.bits, strict=True)),
-        config=with_bits(best.bits),
+        folded=calibrated,
+        config=found,
         accuracy=best.accuracy or 0.0,
         accuracy_reference=reference / n,
         relative_to=relative_to,

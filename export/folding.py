@@ -375,6 +375,9 @@ class Folded:
     name : str
     labels : tuple of str
         Class names, if known.
+    corrected : bool
+        Whether biases make up for the rounding of weights (:mod:`.calibration`); then it is no longer quite the trained
+        network.
     """
 
     layers: tuple[FoldedLayer, ...]
@@ -382,6 +385,7 @@ class Folded:
     input_shape: Shape
     name: str = "network"
     labels: tuple[str, ...] = ()
+    corrected: bool = False
 
     @property
     def readout(self) -> Literal["rate", "membrane"]:

@@ -44,6 +44,10 @@ BIAS_EXPONENT = 7  # LOIHI: 3-bit bias exponent, shared by a population
 WeightBits: TypeAlias = Annotated[int, Field(ge=2, le=8)]
 
 
+RANGE_CHUNK = 2**20  # input values looked at at a time; a few copies of them exist at once
+Clipping: TypeAlias = Annotated[float, Field(ge=1)] | Literal["mse", "percentile"]
+
+
 class QuantizeConfig(BaseModel):
     """The recipe's section ``[quantize]``."""
 
@@ -57,10 +61,10 @@ class QuantizeConfig(BaseModel):
         description="the largest weight at the end of the range, a percentile there, least square error, or fewest "
         "spikes that differ from the float network's on calibration data",
     )
-    clipping: dict[str, Annotated[float, Field(ge=1)]] = Field(
+    clipping: dict[str, Clipping] = Field(
         default_factory=dict,
-        description="with weight_scale spikes: by layer, how far the scale exceeds that of max; found by calibration "
-        "where it is left out",
+        description="with weight_scale spikes: by layer, how far the scale exceeds that of max, or the method that "
+        "finds it (mse, percentile); found by calibration where it is left out",
     )
     bias_correction: bool = Field(
         False, description="shift biases so that mean currents on calibration data stay those of the float network"
@@ -182,6 +186,13 @@ def quantize_with_latent(folded: Folded, config: QuantizeConfig, calibration: np
         unknown = sorted(set(config.weight_bits) - set(names))
         if unknown:
             raise RecipeError(f"quantize.weight_bits: there is no layer {unknown[0]!r}; there are {', '.join(names)}")
+    unknown = sorted(set(config.clipping) - set(names))
+    if unknown:
+        raise RecipeError(f"quantize.clipping: there is no layer {unknown[0]!r}; there are {', '.join(names)}")
+    if config.bias_correction and not folded.corrected:
+        raise RecipeError(
+            "quantize.bias_correction: needs calibration data: use lapilli.export.calibration.calibrate first"
+        )
     net_input = quantized_input(folded.input_shape, config, calibration)
     sources = {INPUT: net_input} | {layer.name: Input(shape=layer.shape) for layer in folded.layers}
     made: list[_Made] = []
@@ -220,23 +231,8 @@ def _readout(last: Population) -> Readout:
 
 def quantized_input(shape: Shape, config: QuantizeConfig, calibration: npt.ArrayLike | None) -> Input:
     """The integer input: ``x = zero + scale q`` with ``q`` in ``low..high``."""
-    per_channel = (-1, *[1] * (len(shape) - 1))
-    mean, std = np.zeros((1,)), np.ones((1,))
-    if config.input_mean:
-        if len(config.input_mean) not in (1, shape[0]):
-            raise RecipeError(f"quantize.input_mean: {len(config.input_mean)} numbers for an input of shape {shape}")
-        mean = np.array(config.input_mean).reshape(per_channel)
-        std = np.array(config.input_std).reshape(per_channel)
-    if config.input_range is not None:
-        least, most = config.input_range
-    elif calibration is None:
-        raise DataError("the range of the input is not known: give calibration data, or quantize.input_range")
-    else:
-        data = np.asarray(calibration, np.float64)
-        if data.size == 0 or data.shape[data.ndim - len(shape) :] != shape or not np.isfinite(data).all():
-            raise DataError(f"calibration data of shape {data.shape} are empty, not finite, or not of shape {shape}")
-        raw = data * std + mean
-        least, most = float(raw.min()), float(raw.max())
+    mean, std = _normalization(shape, config)
+    least, most = config.input_range or input_range(shape, config, calibration)
     # Rounding in float normalization must not turn a range that starts at 0 into one with a sign.
     signed = least < -1e-6 * max(abs(least), abs(most))
     reach = max(abs(least), abs(most)) if signed else most
@@ -246,6 +242,42 @@ def quantized_input(shape: Shape, config: QuantizeConfig, calibration: npt.Array
         )
     high = config.input_levels or (2 ** (config.input_bits - signed) - 1 or 1)
     return Input(shape=shape, low=-high if signed else 0, high=high, scale=reach / (high * std), zero=-mean / std)
+
+
+def input_range(shape: Shape, config: QuantizeConfig, calibration: npt.ArrayLike | None) -> tuple[float, float]:
+    """Smallest and largest real input, before normalization; a part of the samples at a time.
+
+    Raises
+    ------
+    DataError
+        If there are none, or they are not finite or of another shape.
+    """
+    if calibration is None:
+        raise DataError("the range of the input is not known: give calibration data, or quantize.input_range")
+    data = np.asarray(calibration)
+    extra = data.ndim - len(shape)
+    if data.size == 0 or extra < 1 or data.shape[extra:] != shape or data.dtype.kind not in "biuf":
+        raise DataError(f"calibration data of shape {data.shape} ({data.dtype}) are empty or not of shape {shape}")
+    mean, std = _normalization(shape, config)
+    flat = data.reshape(-1, *shape)
+    rows = max(1, RANGE_CHUNK // math.prod(shape))
+    least, most = math.inf, -math.inf
+    for start in range(0, len(flat), rows):
+        raw = np.asarray(flat[start : start + rows], np.float64) * std + mean
+        if not np.isfinite(raw).all():
+            raise DataError(f"calibration data of shape {data.shape} are not finite")
+        least, most = min(least, float(raw.min())), max(most, float(raw.max()))
+    return least, most
+
+
+def _normalization(shape: Shape, config: QuantizeConfig) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation, to be broadcast to the input's shape."""
+    if not config.input_mean:
+        return np.zeros((1,)), np.ones((1,))
+    if len(config.input_mean) not in (1, shape[0]):
+        raise RecipeError(f"quantize.input_mean: {len(config.input_mean)} numbers for an input of shape {shape}")
+    per_channel = (-1, *[1] * (len(shape) - 1))
+    return np.array(config.input_mean).reshape(per_channel), np.array(config.input_std).reshape(per_channel)
 
 
 def _after_input(affine: Affine, bias: FloatArray, net_input: Input) -> tuple[Affine, FloatArray]:
@@ -427,7 +459,10 @@ def weight_scale(weight: FloatArray, limit: int, config: QuantizeConfig, layer: 
                 f"quantize.weight_scale: 'spikes' needs calibration data for layer {layer!r}: use "
                 "lapilli.export.calibration.calibrate first, or give quantize.clipping"
             )
-        return largest * config.clipping[layer]
+        chosen = config.clipping[layer]
+        if isinstance(chosen, str):
+            return weight_scale(weight, limit, config.model_copy(update={"weight_scale": chosen}))
+        return largest * chosen
     candidates = largest * np.linspace(1.0, 4.0, 61)
     errors = [np.mean((np.clip(np.rint(weight * s), -limit, limit) / s - weight) ** 2) for s in candidates]
     return float(candidates[int(np.argmin(errors))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -10,10 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lapilli.errors import DataError, RecipeError, UnsupportedError
-from lapilli.export.calibration import CLIPPINGS, calibrate, mean_excess
+from lapilli.export.bit_search import mixed_precision
+from lapilli.export.calibration import CLIPPINGS, Calibrator, calibrate, mean_excess
 from lapilli.export.folding import Affine, Folded, FoldedLayer
 from lapilli.export.quantization import QuantizeConfig, quantize
 from lapilli.export.sensitivity import Samples, quantization_report
+from lapilli.recording import decide, scores
 from lapilli.sim.executors import find
 
 fast = find("fast")
@@ -52,15 +55,15 @@ def measured(folded, config, x):
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**16), bits=st.integers(3, 5), reset=st.sampled_from(["subtract", "zero"]))
-def test_no_layer_disagrees_more_than_with_any_other_clipping(seed, bits, reset):
+def test_no_layer_disagrees_more_than_with_any_other_clipping_or_method(seed, bits, reset):
     folded, x = network(seed, reset), samples(seed)
     _, config = run(folded, QuantizeConfig(weight_bits=bits, weight_scale="spikes"), x)
     assert set(config.clipping) == {"conv", "hidden", "last"}
     found = measured(folded, config, x)
-    for clipping in (*CLIPPINGS[::4], None):
-        given = {"weight_scale": "max"} if clipping is None else {"clipping": dict.fromkeys(config.clipping, clipping)}
+    others = [{"clipping": dict.fromkeys(config.clipping, clipping)} for clipping in CLIPPINGS[:17:4]]
+    for settings_ in (*others, *({"weight_scale": method} for method in ("max", "mse", "percentile"))):
         try:
-            other = measured(folded, config.model_copy(update=given), x)
+            other = measured(folded, config.model_copy(update=settings_), x)
         except UnsupportedError:
             continue  # all weights of a layer round to zero
         for name in ("conv", "hidden"):
@@ -88,8 +91,12 @@ def test_bias_correction_brings_mean_currents_back(seed, bits):
         corrected, done = run(folded, config, x)
     except UnsupportedError:
         assume(False)  # all weights of a layer round to zero
-    assert not done.bias_correction
-    plain, better = quantize(folded, done, x), quantize(corrected, done, x)
+    assert corrected.corrected
+    assert done == config
+    assert run(corrected, done, x) == (corrected, done), "corrected twice"
+    plain = quantize(folded, done.model_copy(update={"bias_correction": False}), x)
+    better = quantize(corrected, done, x)
+    assert better.metadata["quantization"]["settings"]["bias_correction"]
     before = mean_excess(folded, plain, Samples.of(folded, x, None), execute=fast)
     after = mean_excess(folded, better, Samples.of(folded, x, None), execute=fast)
     grid = 128  # state units: biases have exponent 7 at most, and are rounded before and after, by half of it
@@ -118,8 +125,15 @@ def test_without_data_or_calibration_the_error_says_so():
     config = QuantizeConfig(weight_scale="spikes", input_range=(0, 1))
     with pytest.raises(RecipeError, match=r"weight_scale: 'spikes' needs calibration data for layer 'conv'"):
         quantize(folded, config)
-    with pytest.raises(DataError, match="samples of shape"):
+    with pytest.raises(DataError, match=r"weight_scale = 'spikes' needs calibration samples"):
         run(folded, config, None)
+    correcting = QuantizeConfig(bias_correction=True, input_range=(0, 1))
+    with pytest.raises(DataError, match=r"bias_correction needs calibration samples"):
+        run(folded, correcting, np.zeros((0, 2, 5, 5)))
+    with pytest.raises(RecipeError, match=r"bias_correction: needs calibration data"):
+        quantize(folded, correcting)
+    with pytest.raises(RecipeError, match=r"quantize\.clipping: there is no layer 'nothing'; there are conv"):
+        quantize(folded, QuantizeConfig(clipping={"nothing": 2.0}, input_range=(0, 1)))
     plain = QuantizeConfig()
     assert run(folded, plain, None) == (folded, plain)
 
@@ -136,3 +150,51 @@ def test_samples_are_counted_and_chunks_change_nothing(monkeypatch):
     assert whole[1] == parts[1] == few[1]
     for a, b in zip(whole[0].layers, parts[0].layers, strict=True):
         assert np.allclose(a.affine.bias, b.affine.bias, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**16), widths=st.tuples(*[st.sampled_from([3, 4, 8])] * 3))
+def test_a_calibrator_finds_for_a_mixture_what_each_width_finds(seed, widths):
+    folded, x = network(seed), samples(seed, 5)
+    config = QuantizeConfig(weight_scale="spikes", bias_correction=True)
+    calibrator = Calibrator(folded, config, x, execute=fast)
+    for width in (8, 4, 3):
+        calibrator(width)
+    bits = dict(zip(("conv", "hidden", "last"), widths, strict=True))
+    alone, chosen = run(folded, config.model_copy(update={"weight_bits": bits}), x)
+    mixed, same = calibrator(bits)
+    assert same == chosen
+    for a, b in zip(alone.layers, mixed.layers, strict=True):
+        assert np.array_equal(a.affine.bias, b.affine.bias)
+
+
+def test_the_search_calibrates_every_width(monkeypatch):
+    folded, x = network(3), samples(3, 40)
+    y = folded.simulate(x).scores.argmax(1)
+    config = QuantizeConfig(weight_scale="spikes", bias_correction=True)
+    found = mixed_precision(folded, config, x, y, calibration=x, execute=fast, max_loss=0.1, candidates=(8, 4, 3))
+    assert found.accuracy_reference == 1.0, "the yardstick is the network as it was trained"
+    again, chosen = run(folded, config.model_copy(update={"weight_bits": dict(found.bits)}), x)
+    assert found.config == chosen
+    result = quantize(found.folded, found.config, x)
+    assert result == quantize(again, chosen, x)
+    right = decide(fast_scores(result, x)) == y
+    assert right.mean() == found.accuracy
+
+
+def fast_scores(network, x):
+    return scores(network, fast(network, network.input.encode(x)))
+
+
+def test_a_large_data_set_is_not_copied():
+    """Only the first samples are converted, and the range is found in parts."""
+    folded = network(0)
+    x = np.broadcast_to(samples(0, 1).astype(np.float32), (4_000_000, 2, 5, 5))  # 800 MB, if it were written out
+    config = QuantizeConfig(weight_bits=4, bias_correction=True, calibration_samples=3)
+    tracemalloc.start()
+    try:
+        run(folded, config, x[:200_000])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200_000 * 50 * 8  # one copy of them in float64
