@@ -1,4 +1,4 @@
-"""NIR from other frameworks behaves as in its framework; each test needs that framework (extra ``nir-test``)."""
+"""NIR from other frameworks behaves as in its framework; the group ``frameworks`` installs them (uv: by default)."""
 
 from __future__ import annotations
 
