@@ -87,6 +87,7 @@ overrides_option = click.option(
 )
 resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted training in the same folder.")
 device_option = click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
+gpu_option = click.option("--device", help="Run on a GPU, in torch: cuda, cuda:1, mps.  [default: cpu]")
 tensorboard_option = click.option("--tensorboard", is_flag=True, help="Log training for TensorBoard as well as CSV.")
 out_option = click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.  [default: runs/RECIPE]"
@@ -319,19 +320,24 @@ def deploy(
 @network_argument
 @data_argument
 @samples_option
-@click.option("--engine", default="fast", show_default=True, help="fast, reference, onnxruntime, torch or lava.")
+@click.option("--engine", help="fast, reference, onnxruntime, torch or lava.  [default: fast; torch on a GPU]")
+@gpu_option
 @json_option
-def simulate_command(network: str, data: str, samples: int | None, engine: str, as_json: bool) -> None:
+def simulate_command(
+    network: str, data: str, samples: int | None, engine: str | None, device: str | None, as_json: bool
+) -> None:
     """Simulate a NETWORK on DATA: accuracy, spike rates, synaptic operations, overflows.
 
     \b
     Example:  lapilli sim network.onnx digits
+              lapilli sim network.onnx digits --device cuda
     """
+    from .sim.executors import for_device
     from .terminal import run_table
 
     net = _network(network)
     wanted = _samples(data, net, samples)
-    done = _simulate(net, wanted, engine)
+    done = _simulate(net, wanted, for_device(engine, device))
     document = _result(done, wanted)
     _emit(document, as_json, lambda: run_table(done, document["accuracy"]))
 
@@ -348,16 +354,24 @@ def simulate_command(network: str, data: str, samples: int | None, engine: str, 
     callback=_comma_separated,
     help="Executors to compare with the reference.",
 )
+@gpu_option
 @json_option
-def verify(network: str, data: str, samples: int | None, against: tuple[str, ...], as_json: bool) -> None:
+def verify(
+    network: str, data: str, samples: int | None, against: tuple[str, ...], device: str | None, as_json: bool
+) -> None:
     """Prove that executors emit the same spikes for a NETWORK on DATA; exit code 1 if they differ.
 
     \b
     Example:  lapilli verify network.onnx digits --against onnxruntime,lava
+              lapilli verify network.onnx digits --against torch --device cuda
     """
     from .sim import verify as prove
+    from .sim.executors import for_device
     from .terminal import progress_bar
 
+    if device is not None and "torch" not in against:
+        raise click.BadParameter("only torch runs on another device; name it in --against", param_hint="--device")
+    against = tuple(for_device(name, device) if name == "torch" else name for name in against)
     net = _network(network)
     wanted = _samples(data, net, samples)
     with progress_bar("verifying") as report:

@@ -466,6 +466,11 @@ class Network:
             tuple(self._by_name[name] for name in self._topological(self.connections)) if self.acyclic else self.order
         )
 
+    @cached_property
+    def steps_at_once(self) -> int:
+        """Steps that a population can take before it needs a spike of a population later in :attr:`flow`."""
+        return self.steps if self.acyclic else min(c.delay for c in self.connections if c.delay > 0)
+
     def population(self, name: str) -> Population:
         """The population of that name.
 

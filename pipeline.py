@@ -99,13 +99,14 @@ def train_recipe(
     from .sim.executors import find
     from .train.bit_true import BitTrueNetwork
     from .train.data import AUGMENTATIONS, load
+    from .train.executor import usable_device
     from .train.logs import TrainingLog
     from .train.loop import evaluate, fit
     from .train.model import build
     from .train.parallel import joined
 
     data = load(recipe.data)
-    _check_device(device)
+    usable_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     stored = recipe.model_dump(mode="json")
     accuracy: dict[str, float] = {}
@@ -158,16 +159,6 @@ def train_recipe(
         for epoch in past.epochs
     ]
     return Trained(recipe, data, bit_true, made.network, bit_true.to_network(metadata), history, accuracy)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n", 1)[0].partition(". ")[0]
-        raise UnsupportedError(f"device {device!r} cannot be used here ({reason}); train on cpu") from None
 
 
 def _bits(network: Network) -> str:

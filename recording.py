@@ -7,7 +7,7 @@ so that they can be compared spike for spike.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,6 +61,26 @@ class Executor(Protocol):
             Whose ``current``, ``u`` and ``v`` are wanted at every step.
         """
         ...
+
+
+def joined(parts: Sequence[Recording]) -> Recording:
+    """Recordings of consecutive samples as one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def together(quantity: str, axis: int) -> dict[str, npt.NDArray[Any]]:
+        names = getattr(parts[0], quantity)
+        return {name: np.concatenate([getattr(part, quantity)[name] for part in parts], axis) for name in names}
+
+    def sums(events: str) -> dict[str, int]:
+        return {name: sum(getattr(part, events)[name] for part in parts) for name in getattr(parts[0], events)}
+
+    return Recording(
+        **{quantity: together(quantity, 1) for quantity in ("spikes", "current", "u", "v")},
+        v_final=together("v_final", 0),
+        wraps=sums("wraps"),
+        saturations=sums("saturations"),
+    )
 
 
 def at_every_step(network: Network, x: IntArray) -> npt.NDArray[Any]:

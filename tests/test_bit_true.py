@@ -8,111 +8,19 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lapilli.errors import DataError, DescriptionError, FileFormatError, UnsupportedError
 from lapilli.export.lowering import lower
 from lapilli.export.quantization import QuantizeConfig, quantize_with_latent
-from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout
+from lapilli.network import INPUT, Connection, Dense, Input, Network, Population, Readout
 from lapilli.recording import decide, scores
 from lapilli.sim.reference import reference
-from lapilli.train import integer_forward
-from lapilli.train.bit_true import BitTrueNetwork, torch_executor
+from lapilli.train.bit_true import BitTrueNetwork
 from lapilli.train.config import BitTrueConfig, DataConfig, NetworkConfig, TrainConfig
 from lapilli.train.data import load
 from lapilli.train.loop import evaluate, fit
 from lapilli.train.model import build
 from strategies import networks, networks_with_input
-
-
-def assert_same(a, b):
-    for what in ("spikes", "v_final", "current", "u", "v"):
-        left, right = getattr(a, what), getattr(b, what)
-        assert left.keys() == right.keys(), what
-        for name in left:
-            assert left[name].dtype == right[name].dtype
-            np.testing.assert_array_equal(left[name], right[name], err_msg=f"{what} of {name}")
-    assert a.wraps == b.wraps
-    assert a.saturations == b.saturations
-
-
-@settings(max_examples=60, deadline=None)
-@given(networks_with_input(delays=True), st.sampled_from([1, 2**24]))
-def test_torch_equals_the_reference(case, chunk):
-    network, x = case
-    traced = [p.name for p in network.populations]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(integer_forward, "CHUNK_ELEMENTS", chunk)
-        assert_same(torch_executor(network, x, traced), reference(network, x, traced))
-
-
-@settings(max_examples=60, deadline=None)
-@given(networks_with_input(delays=True, wild=True))
-def test_torch_equals_the_reference_where_states_overflow(case):
-    network, x = case
-    traced = [p.name for p in network.populations]
-    assert_same(torch_executor(network, x, traced), reference(network, x, traced))
-
-
-@pytest.mark.parametrize("state_bits", [8, 24])
-@pytest.mark.parametrize("high", [1, 255, 2**23 - 1])
-@pytest.mark.parametrize("dv", [0, 200])
-def test_sums_at_the_edge_of_every_number_type(state_bits, high, dv):
-    """Worst-case weights: float32, float64 and the wrap of either one."""
-    rng = np.random.default_rng(0)
-    weight = np.where(rng.random((6, 800)) < 0.99, 127, -128)
-    network = Network(
-        name="edge",
-        steps=4,
-        input=Input(shape=(800,), low=0, high=high),
-        populations=[
-            Population(
-                name="a", shape=(6,), threshold=100, reset_amount=90, dv=dv, state_bits=state_bits, fraction_bits=6
-            )
-        ],
-        connections=[Connection(source=INPUT, target="a", synapse=Dense(weight))],
-        readout=Readout(population="a"),
-    )
-    x = np.where(rng.random((3, 800)) < 0.9, high, rng.integers(0, high + 1, (3, 800)))
-    want = reference(network, x, ["a"])
-    assert_same(torch_executor(network, x, ["a"]), want)
-    assert want.saturations["a"] or want.wraps["a"] or high == 1
-
-
-@pytest.mark.parametrize("high", [255, 1000])
-def test_autocast_and_low_precision_do_not_touch_the_integers(high):
-    rng = np.random.default_rng(1)
-    network = Network(
-        name="conv",
-        steps=2,
-        input=Input(shape=(8, 12, 12), high=high),
-        populations=[
-            Population(name="a", shape=(8, 12, 12), threshold=1000, reset_amount=1000),
-            Population(name="b", shape=(40,), threshold=1000, reset_amount=1000),
-        ],
-        connections=[
-            Connection(source=INPUT, target="a", synapse=Conv2d(rng.integers(-128, 128, (8, 8, 3, 3)), padding=1)),
-            Connection(source=INPUT, target="b", synapse=Dense(rng.integers(-128, 128, (40, 8 * 12 * 12)))),
-        ],
-        readout=Readout(population="a"),
-    )
-    x = rng.integers(0, high + 1, (20, 8, 12, 12))
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert_same(torch_executor(network, x, ["a", "b"]), reference(network, x, ["a", "b"]))
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@settings(max_examples=40, deadline=None)
-@given(networks_with_input(delays=True, wild=True))
-def test_cuda_equals_the_reference(case):
-    network, x = case
-    traced = [p.name for p in network.populations]
-    assert_same(torch_executor(network, x, traced, device="cuda"), reference(network, x, traced))
 
 
 def recurrent():
@@ -131,22 +39,7 @@ def recurrent():
 
 def test_a_recurrent_network_is_refused_by_name():
     with pytest.raises(UnsupportedError, match="'loop' is recurrent"):
-        torch_executor(recurrent(), np.ones((1, 3), np.int64))
-    with pytest.raises(UnsupportedError, match="'loop' is recurrent"):
         BitTrueNetwork(recurrent())
-
-
-def test_sums_beyond_float64_are_refused_by_name():
-    network = replace(recurrent(), connections=recurrent().connections[:1])
-    feed = replace(network.connections[0], weight_exponent=24)
-    wide = replace(
-        network,
-        input=Input(shape=(3,), high=2**23 - 1),
-        populations=[replace(network.populations[0], fraction_bits=20)],
-        connections=[feed],
-    )
-    with pytest.raises(UnsupportedError, match="population 'a'"):
-        torch_executor(wide, np.ones((1, 3), np.int64))
 
 
 @settings(max_examples=30, deadline=None)

@@ -145,6 +145,9 @@ def bad_inputs(tmp_path, file):
         "wrong shape": (("sim", file, str(tmp_path / "wrong.npz")), "does not fit"),
         "unknown data": (("sim", file, "digitz"), "digitz"),
         "unknown engine": (("sim", file, "digits", "--engine", "warp"), "warp"),
+        "absent device": (("sim", file, "digits", "--device", "cuda:99"), "'cuda:99' cannot be used here"),
+        "engine off its device": (("sim", file, "digits", "--device", "cuda", "--engine", "fast"), "use torch there"),
+        "absent device to verify": (("verify", file, "digits", "--against", "torch", "--device", "gpu"), "'gpu'"),
         "unknown executor": (("verify", file, "digits", "--against", "warp"), "warp"),
         "unknown chip": (("check", file, "--chip", "loihi9"), "loihi9"),
         "recipe typo": (("run", str(recipe), "--out", str(tmp_path / "out")), "line 4: unknown key 'data.flavour'"),
@@ -160,6 +163,7 @@ def bad_inputs(tmp_path, file):
     "case",
     [
         "truncated file", "absent file", "a folder", "unknown suffix", "wrong shape", "unknown data", "unknown engine",
+        "absent device", "engine off its device", "absent device to verify",
         "unknown executor", "unknown chip", "recipe typo", "unknown recipe", "missing data folder", "not a checkpoint",
         "not a run", "absent checkpoint",
     ],

@@ -11,7 +11,7 @@ from lapilli.bounds import population_bounds
 from lapilli.errors import DescriptionError
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Scale
 from lapilli.sim.engine import batched, kernels, neurons
-from lapilli.sim.engine.batched import fast, steps_at_once
+from lapilli.sim.engine.batched import fast
 from lapilli.sim.engine.sums import Synapses, exact_dtype
 from lapilli.sim.reference import reference
 from strategies import networks_with_input
@@ -144,7 +144,7 @@ def test_a_delayed_branch_is_ordered_by_all_connections():
         ),
     )
     assert [p.name for p in network.flow] == ["b", "a"]
-    assert steps_at_once(network) == 5
+    assert network.steps_at_once == 5
     want = assert_same(network, np.array([[1, 0], [1, 1]]))
     assert want.spikes["a"].any()
 
@@ -157,7 +157,7 @@ def test_a_cycle_runs_as_many_steps_at_once_as_its_delay():
         steps=11,
         connections=(Connection(source="p", target="p", synapse=Dense(np.full((3, 3), -2)), delay=4),),
     )
-    assert steps_at_once(network) == 4
+    assert network.steps_at_once == 4
     want = assert_same(network, np.ones((2, 1), np.int64))
     assert want.spikes["p"].any()
 

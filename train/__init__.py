@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bit_true import BitTrueNetwork as BitTrueNetwork
-    from .bit_true import torch_executor as torch_executor
     from .checkpoint import Checkpoint as Checkpoint
     from .checkpoint import load as load_checkpoint  # noqa: F401
     from .checkpoint import save as save_checkpoint  # noqa: F401
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from .data import DataSet as DataSet
     from .data import Split as Split
     from .data import load as load_data  # noqa: F401
+    from .executor import torch_executor as torch_executor
     from .loop import History as History
     from .loop import evaluate as evaluate
     from .loop import fit as fit
@@ -52,7 +52,7 @@ _WHERE = {  # public name: (module, its name there)
     "load_checkpoint": ("checkpoint", "load"),
     "load_data": ("data", "load"),
     "save_checkpoint": ("checkpoint", "save"),
-    "torch_executor": ("bit_true", "torch_executor"),
+    "torch_executor": ("executor", "torch_executor"),
 }
 
 

@@ -32,51 +32,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..errors import DataError, DescriptionError, FileFormatError
-from ..network import DECAY_ONE, INPUT, Connection, IntArray, Network, Population, from_structure
+from ..errors import DataError, DescriptionError, FileFormatError, UnsupportedError
+from ..network import DECAY_ONE, INPUT, Connection, Network, Population, from_structure
 from ..recording import Recording, count_weights
-from .integer_forward import Outcome, flow_order, run, step_weights, synapse_sum
+from .executor import recording
+from .integer_forward import Outcome, run, step_weights, synapse_sum
 
 BIAS_MANTISSA = 4095  # 13-bit signed mantissa of Loihi's bias, shifted left by 0..7 bits for a whole population
 FRACTION_GRID = 64
 DEFAULT_LOGIT_RANGE = 6.0  # scores of a network without scales: DSR's initial threshold, the largest score in training
-
-
-def torch_executor(network: Network, x: IntArray, trace: Collection[str] = (), device: str = "cpu") -> Recording:
-    """Run a description in torch; see :class:`lapilli.recording.Executor`.
-
-    Parameters
-    ----------
-    network, x, trace
-        As for every executor.
-    device : str
-        For example "cuda"; the integers are the same.
-
-    Raises
-    ------
-    UnsupportedError
-        If the network is recurrent, or sums need more than 52 bits.
-    """
-    weights = {c.name: torch.tensor(c.synapse.weight, device=device) for c in network.connections}
-    biases = {p.name: torch.tensor(p.bias, device=device) for p in network.populations}
-    everything = [p.name for p in network.populations]
-    batch = torch.tensor(x, device=device)
-    return _recording(run(network, batch, weights, biases, keep=everything, trace=trace, count=True))
-
-
-def _recording(outcome: Outcome) -> Recording:
-    def arrays(tensors: Mapping[str, Tensor], dtype: npt.DTypeLike) -> dict[str, npt.NDArray[Any]]:
-        return {name: t.cpu().numpy().astype(dtype) for name, t in tensors.items()}
-
-    return Recording(
-        spikes=arrays(outcome.spikes, np.uint8),
-        v_final=arrays(outcome.v_final, np.int64),
-        current=arrays(outcome.current, np.int64),
-        u=arrays(outcome.u, np.int64),
-        v=arrays(outcome.v, np.int64),
-        wraps=outcome.wraps,
-        saturations=outcome.saturations,
-    )
 
 
 class _WithValue(torch.autograd.Function):
@@ -139,7 +103,10 @@ class BitTrueNetwork(nn.Module):
         if network.readout is None:
             raise DescriptionError(f"network {network.name!r} has no readout; give it one to train it")
         self.network = network
-        self._order = flow_order(network)
+        if not network.acyclic:
+            raise UnsupportedError(
+                f"network {network.name!r} is recurrent; bit-true training takes networks without cycles"
+            )
         latent = latent or {}
         self._weight_grid = [_WeightGrid(network, c) for c in network.connections]
         self._bias_grid = [_BiasGrid(network, p) for p in network.populations]
@@ -253,7 +220,7 @@ class BitTrueNetwork(nn.Module):
         }
         mean_sent = outcome.mean_sent[INPUT]
         rates = {INPUT: mean_sent}
-        for p in self._order:
+        for p in self.network.flow:
             z = b[p.name].expand(len(mean_sent), *p.shape)
             for c in network.incoming(p.name):
                 with torch.autocast(mean_sent.device.type, enabled=False):
@@ -310,7 +277,7 @@ class BitTrueNetwork(nn.Module):
     def record(self, x: Tensor, trace: Collection[str] = ()) -> Recording:
         """Spikes of every population for a batch, from the present integers; as an executor gives them."""
         everything = [p.name for p in self.network.populations]
-        return _recording(self._run(x, *self._integers(), keep=everything, trace=trace, count=True))
+        return recording(self._run(x, *self._integers(), keep=everything, trace=trace, count=True))
 
     @torch.no_grad()
     def spike_rates(self, x: Tensor) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 Integers are held in floating point, where they are exact as long as nothing outgrows the mantissa (24 bits in float32,
 53 in float64): :func:`_synapse_dtype` and :func:`_state_dtype` choose the type from worst-case bounds that hold for
-every weight of the declared width, so that they stay true while weights are trained. Spikes, membranes and overflow
-counts are those of :mod:`lapilli.sim.reference`.
+every weight of the declared width, so that they stay true while weights are trained. Where floating point does not
+reach, because sums are wider or the device has no float64, states are int64 and products are taken of a few bits of the
+input at a time. Spikes, membranes and overflow counts are those of :mod:`lapilli.sim.reference`.
 """
 
 from __future__ import annotations
@@ -83,62 +84,106 @@ def synapse_sum(connection: Connection, weight: Tensor, x: Tensor, target: Shape
             return x * weight.reshape(-1, *[1] * (len(target) - 1))
 
 
+def _as_matrix_product(connection: Connection, weight: Tensor, x: Tensor, target: Shape) -> Tensor:
+    """:func:`synapse_sum` with convolutions as one matrix product of all samples.
+
+    For accelerators: a product is a sum of products in any library, and torch's own convolutions, which are left
+    without cuDNN, go through the samples one by one.
+    """
+    synapse = connection.synapse
+    if not isinstance(synapse, Conv2d):
+        return synapse_sum(connection, weight, x, target)
+    (py, px), (sy, sx), (dy, dx) = synapse.padding, synapse.stride, synapse.dilation
+    c_out, c_in, k_y, k_x = weight.shape
+    groups, (_, y_out, x_out) = synapse.groups, target
+    padded = F.pad(x, (px, px, py, py)).unflatten(1, (groups, c_in))
+    windows = padded.unfold(3, dy * (k_y - 1) + 1, sy).unfold(4, dx * (k_x - 1) + 1, sx)[..., ::dy, ::dx]
+    patches = windows.permute(1, 2, 5, 6, 0, 3, 4).reshape(groups, c_in * k_y * k_x, -1)
+    sums = weight.reshape(groups, c_out // groups, -1) @ patches
+    return sums.reshape(c_out, len(x), y_out, x_out).movedim(0, 1)
+
+
+def _by_matrices(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
+def _fan_in(connection: Connection) -> int:
+    shape = connection.synapse.weight.shape
+    return 1 if isinstance(connection.synapse, Scale) else math.prod(shape[1:])
+
+
 def _largest_sum(network: Network, connection: Connection) -> int:
     """Bound on ``|W x|`` and its partial sums for any weights of the declared width."""
-    shape = connection.synapse.weight.shape
-    fan_in = 1 if isinstance(connection.synapse, Scale) else math.prod(shape[1:])
     low, high = source_range(network, connection)
-    return fan_in * 2 ** (connection.weight_bits - 1) * max(abs(low), abs(high))
+    return _fan_in(connection) * 2 ** (connection.weight_bits - 1) * max(abs(low), abs(high))
 
 
 def _shift(population: Population, connection: Connection) -> int:
     return population.fraction_bits + connection.weight_exponent
 
 
-def _synapse_dtype(network: Network, connection: Connection) -> torch.dtype:
+def _has_float64(device: torch.device) -> bool:
+    return device.type != "mps"
+
+
+def _synapse_dtype(network: Network, connection: Connection, device: torch.device) -> torch.dtype:
     """Type in which ``W x`` is exact.
 
     float32 also asks for inputs of at most 8 bits: then products stay exact where the user allows TF32 or bfloat16.
     """
     low, high = source_range(network, connection)
-    if max(abs(low), abs(high)) <= 256 and _largest_sum(network, connection) < 2**24:
-        return torch.float32
-    return torch.float64
+    narrow = max(abs(low), abs(high)) <= 256 and _largest_sum(network, connection) < 2**24
+    return torch.float32 if narrow or not _has_float64(device) else torch.float64
 
 
-def _state_dtype(network: Network, population: Population) -> torch.dtype:
-    """Type in which the membrane's arithmetic is exact.
+def _digit_bits(network: Network, connection: Connection, device: torch.device) -> int | None:
+    """Bits of the input that one product can take with exact sums; None where it takes the whole input.
 
     Raises
     ------
     UnsupportedError
-        If float64 is not enough.
+        If a neuron hears so many others that not even single bits can be summed exactly.
     """
+    dtype = _synapse_dtype(network, connection, device)
+    limit = 2**24 if dtype == torch.float32 else 2**53
+    if _largest_sum(network, connection) < limit:
+        return None
+    largest = (limit - 1) // (_fan_in(connection) * 2 ** (connection.weight_bits - 1))
+    if largest < 1:
+        raise UnsupportedError(
+            f"connection {connection.name!r}: {_fan_in(connection)} synapses on a neuron are more than {dtype} sums "
+            f"exactly on {device}; run it with the engine 'fast'"
+        )
+    bits = (largest + 1).bit_length() - 1
+    return min(bits, 8) if dtype == torch.float32 else bits
+
+
+def _state_dtype(network: Network, population: Population, device: torch.device) -> torch.dtype:
+    """Type in which the membrane's arithmetic is exact."""
     incoming = list(network.incoming(population.name))
     total = sum(_largest_sum(network, c) << _shift(population, c) for c in incoming)
-    if total >= 2**52:
-        raise UnsupportedError(
-            f"population {population.name!r}: synaptic sums may reach {total:.3g}, beyond the 52 bits that torch's "
-            "float64 holds; run it with the engine 'reference'"
-        )
     finest = min((_shift(population, c) for c in incoming), default=0)
     # Without decay, v + u + b is a sum of integers of state_bits bits, and u has the grid of its finest connection.
     if population.dv == 0 and population.du == DECAY_ONE and population.state_bits <= 24 and total >> finest < 2**23:
         return torch.float32
-    return torch.float64
+    return torch.float64 if total < 2**52 and _has_float64(device) else torch.int64
 
 
 def _decay(x: Tensor, d: int) -> Tensor:
     """``trunc(x (4096 - d) / 4096)``."""
     if d == 0:
         return x
-    return torch.zeros_like(x) if d == DECAY_ONE else torch.trunc(x * (DECAY_ONE - d) / DECAY_ONE)
+    if d == DECAY_ONE:
+        return torch.zeros_like(x)
+    return torch.div(x * (DECAY_ONE - d), DECAY_ONE, rounding_mode="trunc")
 
 
 def _wrap(x: Tensor, bits: int) -> Tensor:
     """Into ``-2^(bits-1) < x <= 2^(bits-1)``."""
-    half = 2.0 ** (bits - 1)
-    return x - 2 * half * torch.ceil((x - half) / (2 * half))
+    half = 2 ** (bits - 1)
+    if not x.is_floating_point():
+        return half - torch.remainder(half - x, 2 * half)
+    return x - 2.0 * half * torch.ceil((x - half) / (2.0 * half))
 
 
 @torch.no_grad()
@@ -174,125 +219,152 @@ def run(
     Raises
     ------
     UnsupportedError
-        If the network has a cycle, or sums beyond 52 bits.
+        If a neuron has more synapses than the device sums exactly.
     """
-    order = flow_order(network)
-    batch = x.shape[0 if _constant(network, x) else 1]
+    constant = _constant(network, x)
+    batch = x.shape[0 if constant else 1]
     out = Outcome()
     sent: dict[str, Tensor] = {INPUT: x}
     if means:
-        out.mean_sent[INPUT] = (x if _constant(network, x) else x.mean(0, dtype=torch.float32)).to(torch.float32)
+        out.mean_sent[INPUT] = (x if constant else x.mean(0, dtype=torch.float32)).to(torch.float32)
+    layers: dict[str, _Layer] = {}
     with exact_products(x.device):
-        for i, p in enumerate(order):
-            zeros = torch.zeros((batch, *p.shape), dtype=_state_dtype(network, p), device=x.device)
-            _run_population(network, p, zeros, sent, weights, biases[p.name], out, p.name in trace, count, means)
-            needed = {c.source for q in order[i + 1 :] for c in network.incoming(q.name)}
-            for name in [name for name in sent if name not in needed]:
-                if name in keep:
-                    out.spikes[name] = sent[name]
-                del sent[name]
+        for first in range(0, network.steps, network.steps_at_once):
+            window = range(first, min(first + network.steps_at_once, network.steps))
+            for i, p in enumerate(network.flow):
+                if first == 0:
+                    size = (batch, *p.shape)
+                    layers[p.name] = _Layer(
+                        network, p, sent, weights, biases[p.name], size, x.device, p.name in trace, means
+                    )
+                layers[p.name].advance(window, count)
+                if window.stop < network.steps:
+                    continue
+                layers.pop(p.name).finish(out, count)
+                needed = {c.source for q in network.flow[i + 1 :] for c in network.incoming(q.name)}
+                for name in [name for name in sent if name not in needed and name not in layers]:
+                    if name in keep:
+                        out.spikes[name] = sent[name]
+                    del sent[name]
     return out
-
-
-def flow_order(network: Network) -> tuple[Population, ...]:
-    """Populations so that every source comes before its target, delayed connections included.
-
-    Raises
-    ------
-    UnsupportedError
-        If the network has a cycle.
-    """
-    if not network.acyclic:
-        raise UnsupportedError(
-            f"network {network.name!r} is recurrent; torch runs networks without cycles only. Use the engine 'fast' "
-            "or 'reference'"
-        )
-    return network.flow
 
 
 def _constant(network: Network, x: Tensor) -> bool:
     return x.ndim == len(network.input.shape) + 1
 
 
-def _run_population(
-    network: Network,
-    p: Population,
-    zeros: Tensor,
-    sent: dict[str, Tensor],
-    weights: Mapping[str, Tensor],
-    bias: Tensor,
-    out: Outcome,
-    traced: bool,
-    count: bool,
-    means: bool,
-) -> None:
-    """Advance one population through the whole window; ``zeros [B, *shape]`` has its state's dtype."""
-    bias = bias.to(zeros)
-    u, v = zeros, zeros + p.v_init
-    spikes = zeros.new_zeros((network.steps, *zeros.shape), dtype=torch.uint8) if p.spikes else None
-    weight_of_step = step_weights(p, network.steps)
-    mean_sent, mean_input = (torch.zeros_like(zeros, dtype=torch.float32) for _ in range(2))
-    traces: dict[str, list[Tensor]] = {"current": [], "u": [], "v": []}
-    wrapped = saturated = zeros.new_zeros((), dtype=torch.int64)
-    limit = float(p.v_max)
+class _Layer:
+    """A population while it runs: its state, its spikes so far and what is collected of it."""
 
-    for n, drive in enumerate(_drives(network, p, sent, weights, zeros)):
-        exact_u = _decay(u, p.du) + drive
-        u = _wrap(exact_u, p.state_bits)
-        exact_v = _decay(v, p.dv) + u + bias
-        v = exact_v.clamp(-limit, limit)
+    def __init__(
+        self,
+        network: Network,
+        p: Population,
+        sent: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
+        bias: Tensor,
+        size: Shape,
+        device: torch.device,
+        traced: bool,
+        means: bool,
+    ) -> None:
+        zeros = torch.zeros(size, dtype=_state_dtype(network, p, device), device=device)
+        self.p, self.network, self.sent = p, network, sent
+        self.u, self.v = zeros, zeros + p.v_init
+        self.bias = bias.to(zeros)
+        self.incoming = [
+            (c, weights[c.name].to(device, _synapse_dtype(network, c, device))) for c in network.incoming(p.name)
+        ]
+        self.constant: dict[str, Tensor] = {
+            c.name: self._product(c, weight, sent[INPUT])
+            for c, weight in self.incoming
+            if c.source == INPUT and _constant(network, sent[INPUT])
+        }
+        if p.spikes:
+            sent[p.name] = zeros.new_zeros((network.steps, *zeros.shape), dtype=torch.uint8)
+        self.weight_of_step = step_weights(p, network.steps) if means else None
+        self.mean_sent, self.mean_input = (torch.zeros_like(zeros, dtype=torch.float32) for _ in range(2))
+        self.traces: dict[str, list[Tensor]] | None = {"current": [], "u": [], "v": []} if traced else None
+        self.wrapped = self.saturated = zeros.new_zeros((), dtype=torch.int64)
+
+    def advance(self, window: range, count: bool) -> None:
+        """Take the steps of the window."""
+        p, weight_of_step = self.p, self.weight_of_step
+        u, v = self.u, self.v
+        for n, drive in zip(window, self._drives(window), strict=True):
+            exact_u = _decay(u, p.du) + drive
+            u = _wrap(exact_u, p.state_bits)
+            exact_v = _decay(v, p.dv) + u + self.bias
+            v = exact_v.clamp(-p.v_max, p.v_max)
+            if count:
+                self.wrapped = self.wrapped + (u != exact_u).sum()
+                self.saturated = self.saturated + (v != exact_v).sum()
+            if p.spikes:
+                fired = v > p.threshold
+                self.sent[p.name][n] = fired
+                v = v.masked_fill(fired, 0) if p.reset == "zero" else v - p.reset_amount * fired
+                if weight_of_step:
+                    self.mean_sent += weight_of_step[n] * fired
+            if weight_of_step:
+                self.mean_input += weight_of_step[n] * (u + self.bias)
+            if self.traces:
+                for name, value in (("current", drive), ("u", u), ("v", v)):
+                    self.traces[name].append(value.to(torch.int64))
+        self.u, self.v = u, v
+
+    def finish(self, out: Outcome, count: bool) -> None:
+        """Hand over what was collected."""
+        name = self.p.name
+        out.v_final[name] = self.v
+        if self.weight_of_step:
+            out.mean_sent[name], out.mean_input[name] = self.mean_sent, self.mean_input
         if count:
-            wrapped = wrapped + (u != exact_u).sum()
-            saturated = saturated + (v != exact_v).sum()
-        if spikes is not None:
-            fired = v > p.threshold
-            spikes[n] = fired
-            v = v.masked_fill(fired, 0.0) if p.reset == "zero" else v - p.reset_amount * fired
-            if means:
-                mean_sent += weight_of_step[n] * fired
-        if means:
-            mean_input += weight_of_step[n] * (u + bias)
-        if traced:
-            for name, value in (("current", drive), ("u", u), ("v", v)):
-                traces[name].append(value.to(torch.int64))
+            out.wraps[name], out.saturations[name] = int(self.wrapped), int(self.saturated)
+        if self.traces:
+            out.current[name], out.u[name], out.v[name] = (torch.stack(self.traces[w]) for w in ("current", "u", "v"))
 
-    if spikes is not None:
-        sent[p.name] = spikes
-    out.v_final[p.name] = v
-    if means:
-        out.mean_sent[p.name], out.mean_input[p.name] = mean_sent, mean_input
-    if count:
-        out.wraps[p.name], out.saturations[p.name] = int(wrapped), int(saturated)
-    if traced:
-        out.current[p.name], out.u[p.name], out.v[p.name] = (torch.stack(traces[w]) for w in ("current", "u", "v"))
+    def _product(self, c: Connection, weight: Tensor, x: Tensor) -> Tensor:
+        """``W x 2^(e + f)`` in the type of the state."""
+        multiply = _as_matrix_product if _by_matrices(x.device) else synapse_sum
+        shift, state = _shift(self.p, c), self.v.dtype
+        bits = _digit_bits(self.network, c, x.device)
+        if bits is None:
+            sums = multiply(c, weight, x.to(weight.dtype), self.p.shape).to(state)
+            return sums * 2.0**shift if state.is_floating_point else sums << shift
+        x = x.to(torch.int64)
+        low, high = source_range(self.network, c)
+        total = torch.zeros((), dtype=torch.int64, device=x.device)
+        for k in range(0, max(abs(low), abs(high)).bit_length() + 1, bits):
+            rest = x >> k  # its lowest digit is never negative; the last one takes the sign
+            digit = rest if k + bits > max(abs(low), abs(high)).bit_length() else rest & (2**bits - 1)
+            total = total + (multiply(c, weight, digit.to(weight.dtype), self.p.shape).to(torch.int64) << k)
+        return (total << shift).to(state)
+
+    def _drives(self, window: range) -> Iterator[Tensor]:
+        """``I 2^f`` of each step ``[B, *shape]``; the products of several steps are taken together."""
+        network, p, zeros = self.network, self.p, self.v
+        widest = max(
+            [p.size, *(_widest(network, c, zeros.device) for c, _ in self.incoming if c.name not in self.constant)]
+        )
+        chunk = max(1, min(len(window), CHUNK_ELEMENTS // max(1, widest * len(zeros))))
+        for start in window[::chunk]:
+            stop = min(start + chunk, window.stop)
+            total = torch.zeros((stop - start, *zeros.shape), dtype=zeros.dtype, device=zeros.device)
+            for c, weight in self.incoming:
+                first = max(start, c.delay)  # the first step of this chunk at which something arrives
+                if first >= stop:
+                    continue
+                if c.name in self.constant:
+                    total[first - start :] += self.constant[c.name]
+                    continue
+                x = self.sent[c.source][first - c.delay : stop - c.delay]
+                total[first - start :] += self._product(c, weight, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            yield from total
 
 
-def _drives(
-    network: Network, p: Population, sent: Mapping[str, Tensor], weights: Mapping[str, Tensor], zeros: Tensor
-) -> Iterator[Tensor]:
-    """``I 2^f`` of each step ``[B, *shape]``; the products of several steps are taken together."""
-    incoming = [(c, weights[c.name].to(zeros.device, _synapse_dtype(network, c))) for c in network.incoming(p.name)]
-
-    def product(c: Connection, weight: Tensor, x: Tensor) -> Tensor:
-        return synapse_sum(c, weight, x.to(weight.dtype), p.shape).to(zeros.dtype) * 2.0 ** _shift(p, c)
-
-    constant: dict[str, Tensor] = {
-        c.name: product(c, weight, sent[INPUT])
-        for c, weight in incoming
-        if c.source == INPUT and _constant(network, sent[INPUT])
-    }
-    widest = max([p.size, *(math.prod(network.shape_of(c.source)) for c, _ in incoming if c.name not in constant)])
-    chunk = max(1, min(network.steps, CHUNK_ELEMENTS // max(1, widest * len(zeros))))
-    for start in range(0, network.steps, chunk):
-        stop = min(start + chunk, network.steps)
-        total = torch.zeros((stop - start, *zeros.shape), dtype=zeros.dtype, device=zeros.device)
-        for c, weight in incoming:
-            first = max(start, c.delay)  # the first step of this chunk at which something arrives
-            if first >= stop:
-                continue
-            if c.name in constant:
-                total[first - start :] += constant[c.name]
-                continue
-            x = sent[c.source][first - c.delay : stop - c.delay]
-            total[first - start :] += product(c, weight, x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        yield from total
+def _widest(network: Network, c: Connection, device: torch.device) -> int:
+    """Elements that a product holds for one sample at one step."""
+    source = math.prod(network.shape_of(c.source))
+    if not _by_matrices(device) or not isinstance(c.synapse, Conv2d):
+        return source
+    return max(source, _fan_in(c) * c.synapse.groups * math.prod(network.shape_of(c.target)[1:]))

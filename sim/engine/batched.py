@@ -41,7 +41,7 @@ def fast(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recordin
     batch = frames.shape[1]
     layers = [_Layer(s, LayerSums(s, frames, constant), frames.shape[:2], s.population.name in traced) for s in plan]
     spikes = {layer.population.name: layer.spikes for layer in layers}
-    stride = steps_at_once(network)
+    stride = network.steps_at_once
     out = Recording()
     for first in range(0, network.steps, stride):
         last = min(first + stride, network.steps)
@@ -62,13 +62,6 @@ def plan_of(network: Network) -> list[Synapses]:
         _plans[key] = [Synapses(network, p) for p in network.flow]
         weakref.finalize(network, _plans.pop, key, None)
     return _plans[key]
-
-
-def steps_at_once(network: Network) -> int:
-    """Steps that a population can take before it needs a spike of a population later in ``network.flow``."""
-    if network.acyclic:
-        return network.steps
-    return min(c.delay for c in network.connections if c.delay > 0)
 
 
 class _Layer:
