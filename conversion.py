@@ -136,7 +136,7 @@ def convert_checkpoint(
                 f"{', '.join(name for name, given in asked.items() if given)}, or give the float checkpoint"
             )
         return Converted(BitTrueNetwork.from_state(path, found.kept).to_network())
-    data = load_data(recipe.data)
+    data = load_data(recipe.data, recipe.network.steps)
     model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
     model.load_state_dict(found.kept)
     folded = lower(model.double(), name=recipe.name, labels=data.labels)
@@ -149,17 +149,18 @@ def convert_checkpoint(
         from .export.bit_search import mixed_precision
         from .export.sensitivity import quantization_report
 
-        fast, x, y = find("fast"), data.test.x, data.test.y
+        fast, judged = find("fast"), data.test
         if max_loss is not None:
             widths = [w for w in WIDTHS if bits is None or w <= bits]
+            choosing, judged = judged.take(slice(0, None, 2)), judged.take(slice(1, None, 2))
             search = mixed_precision(
-                folded, config, x[::2], y[::2],
+                folded, config, choosing.values(), choosing.y,
                 calibration=data.train.x, execute=fast, max_loss=max_loss, candidates=widths,
             )  # fmt: skip
-            folded, config, x, y = search.folded, search.config, x[1::2], y[1::2]
+            folded, config = search.folded, search.config
         if report:
             made = quantize_with_latent(folded, config, data.train.x)
-            measured = quantization_report(yardstick, config, x, y, made=made, execute=fast)
+            measured = quantization_report(yardstick, config, judged.values(), judged.y, made=made, execute=fast)
     network = quantize_with_latent(folded, config, data.train.x).network
     metadata = {**network.metadata, "recipe": found.header.recipe, "method": f"{recipe.method}, quantized"}
     return Converted(BitTrueNetwork(network).to_network(metadata), (), measured, search)

@@ -98,14 +98,14 @@ def train_recipe(
     from .export.quantization import quantize_with_latent
     from .sim.executors import find
     from .train.bit_true import BitTrueNetwork
-    from .train.data import AUGMENTATIONS, load
+    from .train.data import augmentation, load
     from .train.executor import usable_device
     from .train.logs import TrainingLog
     from .train.loop import evaluate, fit
     from .train.model import build
     from .train.parallel import joined
 
-    data = load(recipe.data)
+    data = load(recipe.data, recipe.network.steps)
     usable_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     stored = recipe.model_dump(mode="json")
@@ -123,7 +123,7 @@ def train_recipe(
 
             return fit(
                 module, data.train, config, test=data.test, validation=data.validation, checkpoint=folder / name,
-                resume=resume, recipe=stored, stage=stage, augment=AUGMENTATIONS[recipe.data.augment],
+                resume=resume, recipe=stored, stage=stage, augment=augmentation(recipe.data),
                 on_epoch=report, workers=workers,
             )  # fmt: skip
 
@@ -233,7 +233,7 @@ def run_recipe(
     trained = train_recipe(
         recipe, folder, resume=resume, narrator=narrator, device=device, tensorboard=tensorboard
     )  # fmt: skip
-    x, y = trained.data.test.x, trained.data.test.y
+    x, y = trained.data.test.values(), trained.data.test.y
 
     with narrator.stage("export") as stage:
         save(trained.network, folder / NETWORK)
@@ -411,7 +411,7 @@ def _page_data(
     test = trained.data.test
     bounds = {p.name: population_bounds(network, p) for p in network.populations}
     shown = network.readout.population if network.readout else network.populations[-1].name
-    traced = simulate(network, test.x[:1], record={shown: ("v",)})
+    traced = simulate(network, test.values(slice(1)), record={shown: ("v",)})
     predictions = decide(run.scores) if run.scores is not None else np.zeros(0, np.int64)
     return summary.RunSummary(
         name=trained.recipe.name,
@@ -448,7 +448,9 @@ def _page_data(
         labels=list(network.labels),
         raster=summary.raster(run.spikes),
         membrane=summary.membrane(network, shown, traced.v[shown], run.spikes.get(shown)),
-        samples=summary.samples(test.x, test.y.tolist(), predictions.tolist(), network.labels, limit=SHOWN_SAMPLES),
+        samples=summary.samples(
+            test.pictures(), test.y.tolist(), predictions.tolist(), network.labels, limit=SHOWN_SAMPLES
+        ),
     )
 
 

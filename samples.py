@@ -67,8 +67,8 @@ def _from_registry(data: str, network: Network) -> Samples:
         raise DataError(f"data {data!r}: {split!r} is not a split; give {name}:train or {name}:test")
     trained_on = network.metadata.get("recipe", {}).get("data", {})
     config = DataConfig.model_validate(trained_on if trained_on.get("name") == name else {"name": name})
-    chosen = getattr(load(config), split or "test")
-    return Samples(data, chosen.x, chosen.y)
+    chosen = getattr(load(config, network.steps), split or "test")
+    return Samples(data, chosen.values(), chosen.y)
 
 
 def _from_file(path: Path) -> Samples:

@@ -244,6 +244,30 @@ def _check_order(layers: tuple[AnyLayer, ...]) -> None:
         )
 
 
+class EventsConfig(Section):
+    """How events become frames, one for each time step of the network."""
+
+    size: Size = Field(default=(34, 34), description="rows and columns of the sensor, as [y, x]; N-MNIST: 34 x 34")
+    polarities: Literal[1, 2] = Field(
+        default=2, description="channels: 2, one for each sign of change, or 1 for both together"
+    )
+    bins: Literal["time", "count"] = Field(
+        default="time", description="frames of equal time, or of equal numbers of events"
+    )
+    window: float | None = Field(
+        default=None,
+        gt=0,
+        description="microseconds from the first event that the frames cover together, with bins time; later events "
+        "are left out. Default: each recording from its first to its last event",
+    )
+    most: int = Field(
+        default=255, ge=1, le=255, description="larger counts of a pixel in a frame become this; 1: spikes, no counts"
+    )
+    resize: Size | None = Field(
+        default=None, description="frames are scaled to [y, x] bilinearly, and are then no longer whole numbers"
+    )
+
+
 class DataConfig(Section):
     """A data set and its split."""
 
@@ -258,8 +282,17 @@ class DataConfig(Section):
     )
     augment: Literal["none", "shift", "crop-flip"] = Field(
         default="none",
-        description="training images as they are, shifted at random by up to one pixel, or by up to four and mirrored "
-        "at random (DSR for CIFAR); zeros come in",
+        description="training images as they are, or shifted at random, zeros coming in; with crop-flip also mirrored "
+        "at random (DSR for CIFAR). All frames of a sample are changed in the same way",
+    )
+    augment_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="shifted by up to so many pixels in both directions (default 1 for shift, 4 for crop-flip; DSR for "
+        "CIFAR10-DVS: shift by 4, which is cropping after padding by 4)",
+    )
+    cutout: int = Field(
+        default=0, ge=0, description="side of a square of zeros at a random place of training images; 0: none"
     )
     mean: tuple[float, ...] | None = Field(
         default=None,
@@ -269,6 +302,7 @@ class DataConfig(Section):
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None, min_length=1, description="divides pixels of image files after that: one number, or one a channel"
     )
+    events: EventsConfig = Field(default=EventsConfig(), description="for events: how they become frames")
 
 
 class TrainConfig(Section):

@@ -89,7 +89,7 @@ def fit(
     stage : {"float", "bit-true"}
         Stored in the checkpoint; a run resumes its own stage only.
     augment : callable, optional
-        ``(x float32 [B, *shape], numpy Generator) -> x``, of training batches.
+        ``(x float32 [B, C, H, W], numpy Generator) -> x``, of training batches; frames are stacked as channels.
     on_epoch : callable, optional
         Called after every epoch with all epochs so far, when its checkpoint is on disk.
     progress : bool, optional
@@ -203,7 +203,7 @@ def _accuracy(model: nn.Module, forward: Forward, split: Split, workers: Workers
     model.eval()
     right = 0
     for start in range(workers.rank * EVALUATION_BATCH, len(split), workers.size * EVALUATION_BATCH):
-        x = _to_model(model, split.x[start : start + EVALUATION_BATCH])
+        x = _to_model(model, split.values(slice(start, start + EVALUATION_BATCH)))
         right += int((forward(x).argmax(1).cpu().numpy() == split.y[start : start + EVALUATION_BATCH]).sum())
     model.train(was_training)
     return workers.total(right)[0] / len(split)
@@ -250,8 +250,7 @@ def _train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = workers.share(batch)
-        images = train.x[chosen] if augment is None else augment(train.x[chosen], rng)
-        x = _to_model(model, images)
+        x = _to_model(model, train.augmented(chosen, augment, rng))
         y = torch.from_numpy(train.y[chosen]).to(x.device)
         scores = forward(x)
         # The shares of the processes add up to the mean over the whole batch.
@@ -300,7 +299,7 @@ def _to_model(model: nn.Module, x: np.ndarray[Any, Any]) -> Tensor:
 
 def _spike_rates(model: nn.Module, split: Split) -> dict[str, float]:
     rates: Any = getattr(model, "spike_rates", None)
-    return rates(_to_model(model, split.x[:EVALUATION_BATCH])) if rates is not None else {}
+    return rates(_to_model(model, split.values(slice(EVALUATION_BATCH)))) if rates is not None else {}
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

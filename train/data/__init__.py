@@ -7,29 +7,51 @@ from collections.abc import Callable
 from ...errors import DataError
 from ..config import DataConfig
 from .arrays import arrays, digits
-from .augmentation import AUGMENTATIONS, Augment, crop_flip, shift
+from .augmentation import augmentation, crop_flip, cutout, shift
+from .events import events
 from .images import idx, image_folder
-from .split import DataSet, FloatArray, Split
+from .split import Augment, DataSet, FloatArray, Split
 
-__all__ = ["AUGMENTATIONS", "DATA_SETS", "Augment", "DataSet", "FloatArray", "Split", "crop_flip", "load", "shift"]
+__all__ = [
+    "DATA_SETS",
+    "Augment",
+    "DataSet",
+    "FloatArray",
+    "Split",
+    "augmentation",
+    "crop_flip",
+    "cutout",
+    "load",
+    "shift",
+]
 
-DATA_SETS: dict[str, Callable[[DataConfig], DataSet]] = {
+DATA_SETS: dict[str, Callable[[DataConfig, int | None], DataSet]] = {
     "digits": digits,
     "arrays": arrays,
     "idx": idx,
     "imagefolder": image_folder,
+    "events": events,
 }
 
 
-def load(config: DataConfig) -> DataSet:
+def load(config: DataConfig, steps: int | None = None) -> DataSet:
     """Load the data set of a recipe.
+
+    Parameters
+    ----------
+    config : DataConfig
+    steps : int, optional
+        Time steps of the network: the number of frames of a sample, where data have frames.
 
     Raises
     ------
     DataError
-        If the name is unknown or files are absent or malformed; the message says where to put them.
+        If the name is unknown, files are absent or malformed (the message says where to put them), or samples that
+        are no images are to be augmented.
     """
     if config.name not in DATA_SETS:
         raise DataError(f"data.name: unknown data set {config.name!r}; known: {', '.join(sorted(DATA_SETS))}")
-    data = DATA_SETS[config.name](config)
+    data = DATA_SETS[config.name](config, steps)
+    if augmentation(config) is not None and len(data.shape) != 3:
+        raise DataError(f"data.augment and cutout are for images; these samples have shape {data.shape}")
     return data.held_out(config.validation, config.seed) if config.validation else data

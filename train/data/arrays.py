@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from ...errors import DataError
 from ..config import DataConfig
+from .images import folder_of
 from .split import DataSet, Split
 
 
-def digits(config: DataConfig) -> DataSet:
+def digits(config: DataConfig, _steps: int | None = None) -> DataSet:
     """scikit-learn's 1,797 handwritten 8x8 digits (UCI optdigits, test part); pixels 0..16 become 0..1."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -26,36 +27,33 @@ def digits(config: DataConfig) -> DataSet:
     return DataSet("digits", Split(x[train], y[train]), Split(x[test], y[test]), tuple(str(c) for c in range(10)))
 
 
-def arrays(config: DataConfig) -> DataSet:
+def arrays(config: DataConfig, steps: int | None = None) -> DataSet:
     """Arrays of your own: ``train_x.npy, train_y.npy, test_x.npy, test_y.npy`` in one folder."""
-    if config.folder is None:
-        raise DataError("data.folder is missing: name the folder with train_x.npy, train_y.npy, test_x.npy, test_y.npy")
-    folder = Path(config.folder)
-    if not folder.is_dir():
-        raise DataError(
-            f"data.folder: {folder} does not exist; put train_x.npy, train_y.npy, test_x.npy and test_y.npy there"
-        )
-    train, test = _read_split(folder, "train"), _read_split(folder, "test")
-    if train.x.shape[1:] != test.x.shape[1:]:
-        raise DataError(
-            f"{folder}: samples have shape {train.x.shape[1:]} in train_x.npy and {test.x.shape[1:]} in test_x.npy"
-        )
+    folder = folder_of(config, "train_x.npy, train_y.npy, test_x.npy and test_y.npy")
+    train, test = (_read_split(folder, part, steps) for part in ("train", "test"))
+    if (train.shape, train.framed) != (test.shape, test.framed):
+        raise DataError(f"{folder}: samples have shape {train.shape} in train_x.npy and {test.shape} in test_x.npy")
     classes = int(max(train.y.max(), test.y.max())) + 1
     return DataSet(folder.name, train, test, tuple(str(c) for c in range(classes)))
 
 
-def _read_split(folder: Path, part: str) -> Split:
+def _read_split(folder: Path, part: str, steps: int | None) -> Split:
     x, y = (_read_array(folder / f"{part}_{what}.npy") for what in "xy")
-    if len(x) != len(y) or len(x) == 0 or y.ndim != 1 or x.ndim not in (2, 4):
+    framed = x.ndim in (3, 5)
+    if len(x) != len(y) or len(x) == 0 or y.ndim != 1 or not 2 <= x.ndim <= 5:
         raise DataError(
             f"{folder}: {part}_x.npy has shape {x.shape} and {part}_y.npy {y.shape}; give x [samples, features] or "
-            "[samples, channels, height, width], and y [samples]"
+            "[samples, channels, height, width], with an axis of steps after the samples where they change, "
+            "and y [samples]"
         )
+    if framed and steps is not None and x.shape[1] != steps:
+        raise DataError(f"{folder / part}_x.npy: has {x.shape[1]} steps; set network.steps, which is {steps}, to that")
     if y.dtype.kind not in "iu" or y.min() < 0:
         raise DataError(f"{folder / part}_y.npy: classes must be integers from 0, not {y.dtype} from {y.min()}")
     if x.dtype.kind not in "biuf" or not np.isfinite(x).all():
         raise DataError(f"{folder / part}_x.npy: values must be finite numbers, not {x.dtype}")
-    return Split(x.astype(np.float32), y.astype(np.int64))
+    values = x.astype(np.float32)
+    return Split(np.ascontiguousarray(values.swapaxes(0, 1)) if framed else values, y.astype(np.int64), framed)
 
 
 def _read_array(path: Path) -> npt.NDArray[np.generic]:

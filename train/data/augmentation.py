@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import numpy as np
 
-from .split import FloatArray
-
-Augment: TypeAlias = Callable[[FloatArray, np.random.Generator], FloatArray]
+from ..config import DataConfig
+from .split import Augment, FloatArray
 
 
 def shift(x: FloatArray, rng: np.random.Generator, pixels: int = 1) -> FloatArray:
@@ -23,15 +19,36 @@ def shift(x: FloatArray, rng: np.random.Generator, pixels: int = 1) -> FloatArra
     return np.ascontiguousarray(padded[samples, :, rows[:, :, None], columns[:, None, :]].transpose(0, 3, 1, 2))
 
 
-def crop_flip(x: FloatArray, rng: np.random.Generator) -> FloatArray:
+def crop_flip(x: FloatArray, rng: np.random.Generator, pixels: int = 4) -> FloatArray:
     """Move each image by up to 4 pixels and mirror every second one, as the DSR paper does for CIFAR: ``[B, C, H, W]``.
 
     The same as cropping after padding by 4 (code qymeng94/DSR ``cifar/main_single_gpu.py``).
     """
-    moved = shift(x, rng, 4)
+    moved = shift(x, rng, pixels)
     mirrored = rng.random(len(x)) < 0.5
     moved[mirrored] = moved[mirrored, :, :, ::-1]
     return moved
 
 
-AUGMENTATIONS: dict[str, Augment | None] = {"none": None, "shift": shift, "crop-flip": crop_flip}
+def cutout(x: FloatArray, rng: np.random.Generator, side: int) -> FloatArray:
+    """A square of zeros in each image ``[B, C, H, W]``, its centre anywhere (DeVries and Taylor, 2017)."""
+    _, _, height, width = x.shape
+    row, column = (rng.integers(0, size, (len(x), 1)) - side // 2 for size in (height, width))
+    down, right = np.arange(height) - row, np.arange(width) - column
+    inside = ((down >= 0) & (down < side))[:, :, None] & ((right >= 0) & (right < side))[:, None, :]
+    return np.where(inside[:, None], np.float32(0), x)
+
+
+def augmentation(config: DataConfig) -> Augment | None:
+    """What a recipe does to its training images; None where that is nothing."""
+    if config.augment == "none" and not config.cutout:
+        return None
+
+    def change(x: FloatArray, rng: np.random.Generator) -> FloatArray:
+        if config.augment == "shift":
+            x = shift(x, rng, config.augment_pixels or 1)
+        elif config.augment == "crop-flip":
+            x = crop_flip(x, rng, config.augment_pixels or 4)
+        return cutout(x, rng, config.cutout) if config.cutout else x
+
+    return change

@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from ...errors import DataError
 from ..config import DataConfig
-from .split import DataSet, FloatArray, Split
+from .split import MAX_BYTES, DataSet, FloatArray, Split, UInt8Array
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-MAX_BYTES = 8 * 2**30  # of one split as float32; larger sets do not fit this way of holding them
 IDX_NAMES = {
     "train_x": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
     "train_y": ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
@@ -25,30 +24,22 @@ IDX_NAMES = {
     "test_y": ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
 }
 
-UInt8Array = npt.NDArray[np.uint8]
 
-
-def image_folder(config: DataConfig) -> DataSet:
+def image_folder(config: DataConfig, _steps: int | None = None) -> DataSet:
     """Images of one size, ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val``) in one folder; RGB.
 
     Classes are the names of the folders, sorted.
     """
-    folder = _folder(config, "train/CLASS/*.jpg and test/CLASS/*.jpg")
+    folder = folder_of(config, "train/CLASS/*.jpg and test/CLASS/*.jpg")
     test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
-    parts = (folder / "train", test)
-    for part in parts:
-        if not part.is_dir():
-            raise DataError(f"{part} does not exist; put one folder of images for each class there")
-    labels = _classes(parts[0])
-    if _classes(parts[1]) != labels:
-        odd = sorted(set(labels) ^ set(_classes(parts[1])))
-        raise DataError(f"{folder}: class {odd[0]!r} is in one of {parts[0].name} and {parts[1].name} only")
-    train = _decoded(parts[0], labels, None)
-    held_out = _decoded(parts[1], labels, train[0].shape[1:])
+    labels = classes_in(folder, folder / "train", test)
+    train = _decoded(folder / "train", labels, None)
+    held_out = _decoded(test, labels, train[0].shape[1:])
     return DataSet(folder.name, _split(config, *train), _split(config, *held_out), labels)
 
 
-def _folder(config: DataConfig, content: str) -> Path:
+def folder_of(config: DataConfig, content: str) -> Path:
+    """``data.folder``, which must exist and hold ``content``."""
     if config.folder is None:
         raise DataError(f"data.folder is missing: name the folder with {content}")
     folder = Path(config.folder)
@@ -57,11 +48,19 @@ def _folder(config: DataConfig, content: str) -> Path:
     return folder
 
 
-def _classes(part: Path) -> tuple[str, ...]:
-    labels = tuple(sorted(p.name for p in part.iterdir() if p.is_dir()))
-    if not labels:
-        raise DataError(f"{part}: has no folders; put one folder of images for each class there")
-    return labels
+def classes_in(folder: Path, train: Path, test: Path) -> tuple[str, ...]:
+    """Names of the folders of a training and a test part, sorted; both must have the same."""
+    found = []
+    for part in (train, test):
+        if not part.is_dir():
+            raise DataError(f"{part} does not exist; put one folder of files for each class there")
+        found.append({p.name for p in part.iterdir() if p.is_dir()})
+        if not found[-1]:
+            raise DataError(f"{part}: has no folders; put one folder of files for each class there")
+    odd = sorted(found[0] ^ found[1])
+    if odd:
+        raise DataError(f"{folder}: class {odd[0]!r} is in one of {train.name} and {test.name} only")
+    return tuple(sorted(found[0]))
 
 
 def _decoded(
@@ -111,9 +110,9 @@ def _check_size(where: Path, samples: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def idx(config: DataConfig) -> DataSet:
+def idx(config: DataConfig, _steps: int | None = None) -> DataSet:
     """The four idx files of MNIST and its likes in one folder, gzipped or not."""
-    folder = _folder(config, ", ".join(names[0] for names in IDX_NAMES.values()) + " (.gz or not)")
+    folder = folder_of(config, ", ".join(names[0] for names in IDX_NAMES.values()) + " (.gz or not)")
     files = {what: _find_idx(folder, names) for what, names in IDX_NAMES.items()}
     splits = []
     for part in ("train", "test"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from ...errors import DataError
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
+UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+Augment: TypeAlias = Callable[[FloatArray, np.random.Generator], FloatArray]  # of images [B, C, H, W]
+MAX_BYTES = 8 * 2**30  # of one split as it is kept; larger sets do not fit this way of holding them
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,15 +23,54 @@ class Split:
 
     Attributes
     ----------
-    x : float32 [n, *shape]
+    x : float32 [n, *shape], the same at every step, or [T, n, *shape] where ``framed``
+        Real values. Counts of events may be uint8, which means the same in a quarter of the memory.
     y : int64 [n]
+    framed : bool
+        Whether a sample is ``T`` frames, one for each time step.
     """
 
-    x: FloatArray
+    x: FloatArray | UInt8Array
     y: npt.NDArray[np.int64]
+    framed: bool = False
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample at one step."""
+        return self.x.shape[1 + self.framed :]
+
+    def values(self, chosen: Any = slice(None)) -> FloatArray:
+        """Real values of the chosen samples (a slice, indices or a mask), as a network takes them.
+
+        Returns
+        -------
+        float32 [B, *shape] or, where framed, [T, B, *shape]
+        """
+        return (self.x[:, chosen] if self.framed else self.x[chosen]).astype(np.float32, copy=False)
+
+    def augmented(self, chosen: Any, augment: Augment | None, rng: np.random.Generator) -> FloatArray:
+        """As :meth:`values`, changed at random; all frames of a sample are changed in the same way."""
+        x = self.values(chosen)
+        if augment is None:
+            return x
+        if not self.framed:
+            return augment(x, rng)
+        steps, samples, channels, *size = x.shape
+        stacked = x.swapaxes(0, 1).reshape(samples, steps * channels, *size)
+        return augment(stacked, rng).reshape(samples, steps, channels, *size).swapaxes(0, 1)
+
+    def take(self, chosen: Any) -> Split:
+        """The chosen samples."""
+        return replace(self, x=self.x[:, chosen] if self.framed else self.x[chosen], y=self.y[chosen])
+
+    def pictures(self) -> npt.NDArray[Any]:
+        """Something to look at for each sample: images as they are, the mean of frames, a time series [T, features]."""
+        if not self.framed:
+            return self.x
+        return self.x.mean(0) if len(self.shape) == 3 else self.x.swapaxes(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +96,7 @@ class DataSet:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
-        return self.train.x.shape[1:]
+        return self.train.shape
 
     @property
     def n_classes(self) -> int:
@@ -79,5 +122,4 @@ class DataSet:
                     "both parts need samples of every class"
                 )
             chosen[samples[:count]] = True
-        train, validation = (Split(self.train.x[part], self.train.y[part]) for part in (~chosen, chosen))
-        return replace(self, train=train, validation=validation)
+        return replace(self, train=self.train.take(~chosen), validation=self.train.take(chosen))
