@@ -39,6 +39,8 @@ class Step(NamedTuple):
     spikes: npt.NDArray[np.bool_]
     wrapped: npt.NDArray[np.bool_]  # the current left the state width
     saturated: npt.NDArray[np.bool_]  # the membrane left the state width
+    exact_u: IntArray  # current before it was wrapped
+    exact_v: IntArray  # membrane before it was saturated, and before the reset
 
 
 def neuron_step(population: Population, u: IntArray, v: IntArray, drive: IntArray) -> Step:
@@ -58,10 +60,10 @@ def neuron_step(population: Population, u: IntArray, v: IntArray, drive: IntArra
     v = saturate(exact_v, population.state_bits)
     wrapped, saturated = u != exact_u, v != exact_v
     if population.reset == "none":
-        return Step(u, v, np.zeros(v.shape, np.bool_), wrapped, saturated)
+        return Step(u, v, np.zeros(v.shape, np.bool_), wrapped, saturated, exact_u, exact_v)
     spikes = v > population.threshold
     v = np.where(spikes, 0, v) if population.reset == "zero" else v - population.reset_amount * spikes
-    return Step(u, v, spikes, wrapped, saturated)
+    return Step(u, v, spikes, wrapped, saturated, exact_u, exact_v)
 
 
 @singledispatch

@@ -107,6 +107,47 @@ def chip_option(default: str) -> Callable[[Any], Any]:
     )
 
 
+def inside_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``sim``'s options for looking inside."""
+    options = (
+        click.option(
+            "--trace",
+            multiple=True,
+            metavar="NEURONS",
+            help="Keep what neurons do at every step: hidden, 'hidden[0:10]', 'conv2[3,:,:]', 'conv2[3,4,5]'.",
+        ),
+        click.option(
+            "--trace-samples", default="0", show_default=True, metavar="SAMPLES", help="Of which samples: 0:4,17"
+        ),
+        click.option(
+            "--trace-quantities",
+            default="spikes,u,v",
+            show_default=True,
+            callback=_comma_separated,
+            help="Of spikes, u, v (membrane after the reset), current (arriving input).",
+        ),
+        click.option(
+            "--trace-out",
+            type=click.Path(path_type=Path),
+            default="trace.npz",
+            show_default=True,
+            help="Where to: .npz, .zarr, or .h5 (NIR data).",
+        ),
+        click.option("--plots", type=click.Path(path_type=Path), help="Folder for figures: rates, raster, membranes."),
+        click.option("--plot-format", type=click.Choice(["png", "svg"]), default="png", show_default=True),
+        click.option(
+            "--events",
+            type=click.IntRange(min=0),
+            default=5,
+            show_default=True,
+            help="Where states overflow: show the first N places.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command(short_help="Train, export, verify on Lava, cost: a whole recipe.")
 @click.argument("recipe")
 @out_option
@@ -322,24 +363,30 @@ def deploy(
 @samples_option
 @click.option("--engine", help="fast, reference, onnxruntime, torch or lava.  [default: fast; torch on a GPU]")
 @gpu_option
+@inside_options
 @json_option
 def simulate_command(
-    network: str, data: str, samples: int | None, engine: str | None, device: str | None, as_json: bool
+    network: str, data: str, samples: int | None, engine: str | None, device: str | None, as_json: bool, **inside: Any
 ) -> None:
     """Simulate a NETWORK on DATA: accuracy, spike rates, synaptic operations, overflows.
 
     \b
     Example:  lapilli sim network.onnx digits
               lapilli sim network.onnx digits --device cuda
+              lapilli sim network.onnx digits --trace 'fc1[0:10]' --trace 'conv2[3,:,:]' --plots figures
     """
     from .sim.executors import for_device
+    from .sim.inside.look import Look
     from .terminal import run_table
 
     net = _network(network)
     wanted = _samples(data, net, samples)
-    done = _simulate(net, wanted, for_device(engine, device))
-    document = _result(done, wanted)
-    _emit(document, as_json, lambda: run_table(done, document["accuracy"]))
+    executor = for_device(engine, device)
+    look = Look(net, wanted.x, executor, **inside)  # what cannot be traced is refused before the long run
+    done = _simulate(net, wanted, executor)
+    seen = look.inside(done)
+    document = _result(done, wanted) | seen.to_json()
+    _emit(document, as_json, lambda: _group([run_table(done, document["accuracy"]), *seen.lines()]))
 
 
 @_with_data

@@ -1,7 +1,7 @@
 """Simulate, prove equal, and price: everything that runs a network description without a chip.
 
-``lapilli.sim.simulate`` counts what a network does, ``verify`` compares executors spike for spike, ``energy`` prices a
-run on a chip, ``write_report`` puts it all on one page.
+``lapilli.sim.simulate`` counts what a network does, ``trace`` and ``overflow_events`` look inside, ``verify`` compares
+executors spike for spike, ``energy`` prices a run on a chip, ``write_report`` puts it all on one page.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from .equivalence.comparison import Divergence as Divergence
     from .equivalence.comparison import Equivalence as Equivalence
     from .equivalence.comparison import verify as verify
+    from .inside.overflows import Overflow as Overflow
+    from .inside.overflows import overflow_events as overflow_events
+    from .inside.trace_files import save_traces as save_traces
+    from .inside.traces import Traces as Traces
+    from .inside.traces import trace as trace
     from .page.report import write_report as write_report
     from .simulation import Run as Run
     from .simulation import simulate as simulate
@@ -23,9 +28,14 @@ _PLACES = {
     "Divergence": "equivalence.comparison",
     "EnergyReport": "cost.energy_report",
     "Equivalence": "equivalence.comparison",
+    "Overflow": "inside.overflows",
     "Run": "simulation",
+    "Traces": "inside.traces",
     "energy": "cost.estimate",
+    "overflow_events": "inside.overflows",
+    "save_traces": "inside.trace_files",
     "simulate": "simulation",
+    "trace": "inside.traces",
     "verify": "equivalence.comparison",
     "write_report": "page.report",
 }

@@ -92,6 +92,11 @@ def _imported(name: str, place: str) -> Any:
         raise _missing(name, missing) from None
 
 
+def name_of(executor: Executor) -> str:
+    """What to call an executor that was given itself, not by name."""
+    return getattr(executor, "__name__", type(executor).__name__)
+
+
 def _missing(name: str, package: str) -> MissingDependencyError:
     remedy = _REMEDIES.get(package, f"pip install {package}")
     return MissingDependencyError(f"executor {name!r} needs the package {package!r}, which is not installed; {remedy}")

@@ -14,7 +14,7 @@ from ..arithmetic import fan_out
 from ..errors import DataError, DescriptionError, UnsupportedError
 from ..network import INPUT, IntArray, Network
 from ..recording import Executor, Recording, decide, scores
-from .executors import find
+from .executors import find, name_of
 
 Quantity: TypeAlias = Literal["spikes", "u", "v", "current"]
 QUANTITIES: tuple[Quantity, ...] = ("spikes", "u", "v", "current")
@@ -222,7 +222,7 @@ def simulate(
         If the engine does not exist, or cannot show a recorded quantity.
     """
     wanted = _wanted(net, record or {})
-    executor, name = (find(engine), engine) if isinstance(engine, str) else (engine, _name_of(engine))
+    executor, name = (find(engine), engine) if isinstance(engine, str) else (engine, name_of(engine))
     x = np.asarray(x)
     total = count_samples(net, x)
     tally = _Tally(net, wanted)
@@ -282,10 +282,6 @@ def share_correct(net: Network, predictions: IntArray | None, y: npt.ArrayLike) 
     if labels.shape != predictions.shape:
         raise DataError(f"labels of shape {labels.shape} for {len(predictions)} samples; give one label per sample")
     return float((predictions == labels).mean())
-
-
-def _name_of(executor: Executor) -> str:
-    return getattr(executor, "__name__", type(executor).__name__)
 
 
 def _wanted(net: Network, record: Mapping[str, Sequence[Quantity] | Quantity]) -> dict[str, tuple[Quantity, ...]]:

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, AMBER, PURPLE, GREY = "#3a86c8", "#d9602b", "#2a9d74", "#c98a00", "#a66bb5", "#8a8f98"
 SERIES = (BLUE, ORANGE, GREEN, AMBER, PURPLE, GREY)
 NARROW, WIDE = 460, 960  # figure widths in CSS pixels: half a page (a whole phone) and a whole page
-_INK = "#0b0c0d"  # stands for currentColor until the text is written
+INK = "#0b0c0d"  # stands for currentColor until the text is written
 _RASTER_HEIGHT = 720  # CSS pixels of all populations together, as far as their labels allow
 _RASTER_ROWS = 400  # a population with more neurons is drawn with several neurons to a row
 
 
-def _style() -> AbstractContextManager[Any]:
+def style() -> AbstractContextManager[Any]:
+    """Matplotlib's settings for all our figures."""
     import matplotlib as mpl
 
     return mpl.rc_context(
@@ -40,11 +41,11 @@ def _style() -> AbstractContextManager[Any]:
             "svg.fonttype": "none",
             "svg.hashsalt": "lapilli",
             "font.size": 11.5,
-            "text.color": _INK,
-            "axes.edgecolor": _INK,
-            "axes.labelcolor": _INK,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
+            "text.color": INK,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
             "axes.linewidth": 0.6,
             "xtick.major.width": 0.6,
             "ytick.major.width": 0.6,
@@ -62,7 +63,7 @@ def _svg(title: str, width: float, height: float, draw: Callable[[Figure], None]
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with _style(), warnings.catch_warnings():
+    with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the text, not ours
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
@@ -77,7 +78,7 @@ def _inline(text: str, title: str, width: float) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = text.replace(_INK, "currentColor")
+    text = text.replace(INK, "currentColor")
     text = re.sub(r"font: (?:(\d+|bold) )?([\d.]+)px [^;\"]*", _font, text)
     prefix = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
@@ -99,20 +100,20 @@ def _font(match: re.Match[str]) -> str:
 
 
 def _grid(axes: Axes, axis: Any) -> None:
-    axes.grid(visible=True, axis=axis, color=_INK, alpha=0.14, linewidth=0.7)
+    axes.grid(visible=True, axis=axis, color=INK, alpha=0.14, linewidth=0.7)
     axes.set_axisbelow(True)
 
 
 def _horizontal(axes: Axes, names: Sequence[str]) -> None:
     """Rows for horizontal bars, the first name on top."""
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     _grid(axes, "x")
 
 
-def _short(name: str, limit: int = 22) -> str:
+def short(name: str, limit: int = 22) -> str:
     """A name that fits beside an axis; ``$`` must not start a formula."""
     name = name if len(name) <= limit else f"{name[: limit - 1]}…"
     return name.replace("$", r"\$")
@@ -153,7 +154,7 @@ def raster(title: str, populations: Sequence[tuple[str, int, Sequence[Sequence[i
             )
             axes.set_yticks([])
             axes.set_ylabel(
-                f"{_short(name, 16)}\n{size} neurons", rotation=0, ha="right", va="center", fontsize=11, labelpad=6
+                f"{short(name, 16)}\n{size} neurons", rotation=0, ha="right", va="center", fontsize=11, labelpad=6
             )
             axes.spines["left"].set_alpha(0.35)
             axes.spines["bottom"].set_alpha(0.35)
@@ -220,7 +221,7 @@ def energy_by_layer(
             range(len(layers)),
             xerr=[np.maximum(left - low, 0), np.maximum(high - left, 0)],
             fmt="none",
-            ecolor=_INK,
+            ecolor=INK,
             elinewidth=1.1,
             capsize=3.5,
         )
@@ -276,7 +277,7 @@ def learning_curve(title: str, epochs: Sequence[Mapping[str, Any]]) -> str:
                     linewidth=1.8,
                     marker="o",
                     markersize=3.2 if len(epochs) <= 60 else 0,
-                    label=_short(stage, 30),
+                    label=short(stage, 30),
                 )
         above.set_ylabel("accuracy, %")
         below.set_ylabel("loss")
@@ -341,13 +342,12 @@ def membrane(
                 [n + 1 for n in at], [values[n] for n in at], linestyle="none", marker="v", color=colour, alpha=alpha
             )
         handles = [
-            axes.plot([], [], color=colour, linewidth=2.0, label=_short(name, 14))[0]
-            for name, colour in colours.items()
+            axes.plot([], [], color=colour, linewidth=2.0, label=short(name, 14))[0] for name, colour in colours.items()
         ]
         if len(traces) > len(colours):
             handles += axes.plot([], [], color=GREY, linewidth=1.1, label=f"{len(traces) - len(colours)} others")
         if threshold is not None:
-            axes.axhline(threshold, color=_INK, linewidth=1.0, linestyle=(0, (4, 3)))
+            axes.axhline(threshold, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
             axes.annotate(
                 "threshold",
                 (1.0, threshold),
@@ -387,8 +387,8 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], labels: Sequence[str]
         step = max(1, -(-n // 20))
         ticks = range(0, n, step)
         long = max((len(x) for x in labels), default=0) > 3
-        axes.set_xticks(ticks, [_short(labels[i], 12) for i in ticks], rotation=60 if long else 0)
-        axes.set_yticks(ticks, [_short(labels[i], 12) for i in ticks])
+        axes.set_xticks(ticks, [short(labels[i], 12) for i in ticks], rotation=60 if long else 0)
+        axes.set_yticks(ticks, [short(labels[i], 12) for i in ticks])
         axes.tick_params(length=0)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
@@ -396,7 +396,7 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], labels: Sequence[str]
             spine.set_visible(False)
         axes.set_xticks(np.arange(-0.5, n), minor=True)
         axes.set_yticks(np.arange(-0.5, n), minor=True)
-        axes.grid(visible=True, which="minor", color=_INK, alpha=0.1, linewidth=0.6)
+        axes.grid(visible=True, which="minor", color=INK, alpha=0.1, linewidth=0.6)
         axes.tick_params(which="minor", length=0)
 
     return _svg(title, NARROW, 430, draw)
@@ -426,7 +426,7 @@ def samples(title: str, images: Sequence[Any], truths: Sequence[str], prediction
             x, y = left + (1 - wide) / 2, top + (1 - tall)
             axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="none", extent=(x, x + wide, y + tall, y))
             right = truth == answer
-            note = f"✓ {_short(answer, 12)}" if right else f"✗ {_short(answer, 9)} ({_short(truth, 9)})"
+            note = f"✓ {short(answer, 12)}" if right else f"✗ {short(answer, 9)} ({short(truth, 9)})"
             axes.text(left + 0.5, top - 0.06, note, ha="center", color=GREEN if right else ORANGE, fontsize=11)
         axes.set_xlim(0, columns * 1.08 - 0.08)
         axes.set_ylim(rows * 1.34 - 0.34, -0.3)

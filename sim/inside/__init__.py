@@ -1,0 +1,1 @@
+"""Looking inside a simulation: traces of chosen neurons, their files and figures, and where states overflow."""
