@@ -268,6 +268,49 @@ class EventsConfig(Section):
     )
 
 
+class SoundConfig(Section):
+    """How recordings of sound become spectrograms, and which are the test set."""
+
+    form: Literal["image", "series"] = Field(
+        default="image",
+        description="a sample is one image [1, bands, columns], shown at every step, or a series: the bands at one "
+        "moment for each time step",
+    )
+    front_end: Literal["mel", "gammatone"] = Field(
+        default="mel",
+        description="bands: triangles on the mel scale, or gammatone filters on the ERB scale (a cochlea)",
+    )
+    bands: int = Field(default=32, ge=1, le=1024, description="number of frequency bands")
+    columns: int = Field(default=32, ge=1, le=4096, description="moments of an image; a series has one for each step")
+    low: float = Field(default=60.0, ge=0, description="lowest frequency in Hz")
+    high: float = Field(default=4000.0, gt=0, description="highest frequency in Hz; at most half of every sample rate")
+    window: float = Field(
+        default=0.032, gt=0, description="seconds of sound that a moment looks at; more where moments are further apart"
+    )
+    duration: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds that are looked at; silence follows shorter recordings. Default: all of each recording",
+    )
+    decibels: float = Field(
+        default=60.0, gt=0, description="the loudest value of a recording becomes 1, what is so much softer 0"
+    )
+    test_below: int = Field(
+        default=5,
+        ge=0,
+        description="recordings CLASS_SPEAKER_NUMBER.wav with a number below this are the test set (FSDD)",
+    )
+    test_speakers: tuple[str, ...] = Field(
+        default=(), description="instead: all recordings of these speakers are the test set"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> SoundConfig:
+        if self.low >= self.high:
+            raise ValueError(f"low: {self.low:g} Hz is not below high, {self.high:g} Hz")
+        return self
+
+
 class DataConfig(Section):
     """A data set and its split."""
 
@@ -303,6 +346,7 @@ class DataConfig(Section):
         default=None, min_length=1, description="divides pixels of image files after that: one number, or one a channel"
     )
     events: EventsConfig = Field(default=EventsConfig(), description="for events: how they become frames")
+    sound: SoundConfig = Field(default=SoundConfig(), description="for wav: how sound becomes spectrograms")
 
 
 class TrainConfig(Section):

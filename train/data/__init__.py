@@ -10,6 +10,7 @@ from .arrays import arrays, digits
 from .augmentation import augmentation, crop_flip, cutout, shift
 from .events import events
 from .images import idx, image_folder
+from .sound import wav
 from .split import Augment, DataSet, FloatArray, Split
 
 __all__ = [
@@ -31,6 +32,7 @@ DATA_SETS: dict[str, Callable[[DataConfig, int | None], DataSet]] = {
     "idx": idx,
     "imagefolder": image_folder,
     "events": events,
+    "wav": wav,
 }
 
 

@@ -75,7 +75,7 @@ def _decoded(
         pixels = _pixels(file, shape)
         if x is None:
             shape = pixels.shape
-            _check_size(part, len(files), shape)
+            check_size(part, len(files), shape)
             x = np.empty((len(files), *shape), np.uint8)
         x[i] = pixels
     return cast("UInt8Array", x), np.array([y for _, y in files], np.int64)
@@ -101,7 +101,8 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _check_size(where: Path, samples: int, shape: tuple[int, ...]) -> None:
+def check_size(where: Path, samples: int, shape: tuple[int, ...]) -> None:
+    """Refuse samples that take more than ``MAX_BYTES`` as float32."""
     size = 4 * samples * math.prod(shape)
     if size > MAX_BYTES:
         raise DataError(
@@ -151,7 +152,7 @@ def _read_idx(path: Path, axes: int) -> UInt8Array:
                     f"00 00 08 {axes:02x}; is it another file?"
                 )
             shape = tuple(int(n) for n in np.frombuffer(header, ">u4", offset=4))
-            _check_size(path, shape[0], shape[1:])
+            check_size(path, shape[0], shape[1:])
             size = math.prod(shape)
             data = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
