@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Synapse
-from lapilli.sim.engine import batched, kernels, threads
-from lapilli.sim.engine.packing import Packed, pack
+from lapilli.sim.engine import kernels, threads
+from lapilli.sim.engine.neurons import State
+from lapilli.sim.engine.packing import lay_out, pack, under_each_tap
 from lapilli.sim.executors import find
 
 PAUSE = 0.1  # seconds; thread pools of BLAS and ONNX Runtime spin on after their work
@@ -156,20 +157,18 @@ def networks(repeats: int, without: list[str]) -> None:
 
 
 def sums(repeats: int, without: list[str]) -> None:
-    """3x3 convolutions, C to C channels; the drive goes through one block in the cache, as it does in the engine."""
+    """3x3 convolutions, C to C channels, neurons included, against PyTorch's sums alone."""
     print(f"\n{'3x3 convolution':<22}{'density':>8}{'G additions/s':>15}{'ns per neuron':>15}{'PyTorch is beaten':>19}")
     rng = np.random.default_rng(2)
     for channels, size, images in ((64, 32, 40), (128, 16, 40), (256, 8, 80), (512, 4, 160)):
         synapse = Conv2d(rng.integers(-128, 128, (channels, channels, 3, 3)), padding=1)
         shape = (channels, size, size)
-        packed = pack(synapse, shape, shape)
-        assert packed is not None
-        drive = np.empty((1, batched.CACHE_BYTES // (4 * channels * size**2), *shape), np.int32)
-        for density in (0.005, 0.02, 0.05, 0.1):
-            x = (rng.random((1, images, *shape)) < density).astype(np.uint8)
-            under = packed.source[packed.source >= 0]
+        under = under_each_tap(synapse, shape, shape)
+        under = under[under < size**2]
+        for density in (0.001, 0.005, 0.02, 0.05, 0.1):
+            x = (rng.random((images, 1, *shape)) < density).astype(np.uint8)
             additions = int(x.sum(axis=(0, 1, 2)).ravel()[under].sum()) * channels
-            runs = {"fast": partial(event_convolution, packed, x, drive)}
+            runs = {"fast": layer(synapse, x)}
             if "torch" not in without:
                 runs["torch"] = torch_convolution(x.reshape(-1, *shape), synapse)
             times = in_turns(runs, repeats)
@@ -180,11 +179,18 @@ def sums(repeats: int, without: list[str]) -> None:
             print(f"{what:<22}{density:>8.1%}{rate:>15.1f}{each:>15.2f}{beaten:>19}")
 
 
-def event_convolution(packed: Packed, x: np.ndarray, drive: np.ndarray) -> None:
-    at_once = drive.shape[1]
-    for first in range(0, x.shape[1], at_once):
-        part = x[:, first : first + at_once]
-        kernels.event_sums(packed, part, drive[:, : part.shape[1]], 6, add=False)
+def layer(synapse: Conv2d, x: np.ndarray) -> Callable[[], object]:
+    """One population of integrate-and-fire neurons behind a convolution, on one thread."""
+    shape = x.shape[2:]
+    population = Population(name="p", shape=shape, threshold=400_000, reset_amount=400_000, state_bits=30)
+    layout = lay_out(population, [synapse])
+    packed = pack(synapse, shape, shape, layout)
+    assert packed is not None
+    state, spikes = State.at_rest(population, x.shape[1], layout), np.empty(x.shape, np.uint8)
+    bias, arriving = layout.arrange(np.zeros((shape[0], 1))), [kernels.Arriving(packed, x, 0, 6)]
+    return partial(
+        kernels.layer_steps, population, layout, x.shape[:2], arriving, None, None, state.v, bias, spikes, None
+    )
 
 
 def torch_convolution(x: np.ndarray, synapse: Conv2d) -> Callable[[], object]:
@@ -213,9 +219,10 @@ def neurons(repeats: int) -> None:
         ("leaky membrane, decaying current", 1024, 256),
     ):
         p = Population(name="p", shape=(4096,), threshold=100_000, reset_amount=90_000, du=du, dv=dv)
-        u, v = (np.zeros((4, 4096), np.int32) for _ in range(2))
-        bias = np.zeros(4096, np.int32)
-        run = partial(kernels.neuron_steps, p, drive, None if du == 4096 else u, v, bias, spikes, None)
+        layout = lay_out(p, [])
+        state = State.at_rest(p, 4, layout)
+        bias = layout.arrange(np.zeros((4096, 1)))
+        run = partial(kernels.layer_steps, p, layout, (20, 4), [], drive, state.u, state.v, bias, spikes, None)
         seconds = statistics.median(in_turns({"fast": run}, repeats)["fast"])
         print(f"{what:<44}{drive.size / seconds / 1e9:>12.2f}")
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from lapilli.arithmetic import neuron_step, synapse_sum
 from lapilli.errors import UnsupportedError
-from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population
+from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Scale
 from lapilli.sim.engine import batched, kernels, packing, threads
 from lapilli.sim.engine.batched import fast, plan_of
-from lapilli.sim.engine.packing import pack
+from lapilli.sim.engine.neurons import State
+from lapilli.sim.engine.packing import lay_out, pack
 from lapilli.sim.reference import reference
 
 pytestmark = pytest.mark.skipif(kernels.best_level() < 0, reason="lapilli was installed without a compiler")
@@ -60,12 +61,16 @@ def test_neurons_of_any_width_and_decay(level, case, traced):
     kernels.level = level
     try:
         p = population
-        u = None if p.du == 4096 and not traced else np.zeros(drive.shape[1:], np.int32)
-        v = np.full(drive.shape[1:], p.v_init, np.int32)
+        layout = lay_out(p, [])
+        state = State.at_rest(p, drive.shape[1], layout, keep_u=traced)
         spikes = np.full(drive.shape, 7, np.uint8)
         traces = tuple(np.zeros(drive.shape, np.int64) for _ in range(3)) if traced else None
-        bias = np.ascontiguousarray(np.broadcast_to(p.bias, p.shape), np.int32)
-        wraps, saturations = kernels.neuron_steps(p, drive, u, v, bias, spikes if p.spikes else None, traces)
+        bias = layout.arrange(np.broadcast_to(p.bias, p.shape)[:, None])
+        fired = spikes if p.spikes else None
+        wraps, saturations = kernels.layer_steps(
+            p, layout, drive.shape[:2], [], drive, state.u, state.v, bias, fired, traces
+        )
+        u, v = (None if a is None else layout.restore(a, p.shape) for a in (state.u, state.v))
     finally:
         kernels.level = before
     exact_u, exact_v = np.zeros(drive.shape[1:], np.int64), np.full(drive.shape[1:], p.v_init, np.int64)
@@ -85,19 +90,34 @@ def test_neurons_of_any_width_and_decay(level, case, traced):
     assert (wraps, saturations) == (wrapped, saturated)
 
 
+def run_layer(synapses, sources, target, shift, extra=None, part=None, silent=0):
+    """What the kernel says arrives at a population through these synapses, int64 [t, b, *target]."""
+    p = Population(name="p", shape=target, reset="none", du=4096, state_bits=kernels.WIDEST_STATE)
+    layout = lay_out(p, synapses)
+    arriving = []
+    for synapse, x in zip(synapses, sources, strict=True):
+        packed = pack(synapse, x.shape[2:], target, layout)
+        assert packed is not None
+        arriving.append(kernels.Arriving(packed, x[silent:], silent, shift))
+    window = sources[0].shape[:2]
+    state = State.at_rest(p, window[1], layout, keep_u=True)
+    traces = tuple(np.full((*window, *target), 77, np.int64) for _ in range(3))
+    bias = layout.arrange(np.zeros((layout.targets, 1)))
+    kernels.layer_steps(p, layout, window, arriving, extra, state.u, state.v, bias, None, traces, part)
+    return traces[0]
+
+
 def assert_sums(synapse, source, density, *, seed=0, shift=3):
     rng = np.random.default_rng(seed)
     target = synapse.output_size(source)
     target = (target,) if isinstance(target, int) else target
-    packed = pack(synapse, source, target)
-    assert packed is not None
     x = (rng.random((3, 2, *source)) < density).astype(np.uint8)
     want = np.stack([synapse_sum(synapse, images.astype(np.int64), target) for images in x]) << shift
-    drive = np.full((3, 2, *target), 77, np.int32)
-    assert kernels.event_sums(packed, x, drive, shift, add=False) == x.sum()
-    np.testing.assert_array_equal(drive, want)
-    kernels.event_sums(packed, x, drive, shift, add=True)
-    np.testing.assert_array_equal(drive, 2 * want)
+    np.testing.assert_array_equal(run_layer([synapse], [x], target, shift), want)
+    extra = rng.integers(-(2**20), 2**20, want.shape).astype(np.int32)
+    np.testing.assert_array_equal(run_layer([synapse], [x], target, shift, extra), want + extra)
+    want[0] = 0
+    np.testing.assert_array_equal(run_layer([synapse], [x], target, shift, silent=1), want)
 
 
 @pytest.mark.usefixtures("level")
@@ -123,6 +143,8 @@ def test_dense_layers_of_any_size_and_density(n_in, n_out, density):
         ((32, 6, 6), (48, 16, 3, 3), {"groups": 2, "padding": 1}),
         ((300, 4, 4), (17, 300, 1, 1), {}),
         ((2, 3, 40), (3, 2, 3, 3), {"padding": 30}),
+        ((70, 9, 9), (140, 1, 3, 3), {"groups": 70, "padding": 1}),
+        ((600, 3, 3), (600, 2, 2, 2), {"groups": 300}),
     ],
 )
 def test_convolutions_of_any_kind_and_density(source, weight, options, density):
@@ -136,10 +158,54 @@ def test_images_that_do_not_fit_the_event_lists_together():
     assert_sums(Conv2d(np.random.default_rng(3).integers(-128, 128, (2, 512, 1, 1))), (512, 32, 32), 0.01)
     weight = np.random.default_rng(3).integers(-128, 128, (200, 1024, 3, 3))
     synapse = Conv2d(weight, padding=1)
-    packed = pack(synapse, (1024, 3, 3), (200, 3, 3))
-    assert packed is not None
-    assert packed.weight.shape[1] > 1
+    assert lay_out(Population(name="p", shape=(200, 3, 3)), [synapse]).blocks > 1
     assert_sums(synapse, (1024, 3, 3), 0.05)
+
+
+def connections_that_meet(shape):
+    """A convolution, one with stride, depthwise and grouped ones and one-to-one connections, all into ``shape``."""
+    rng = np.random.default_rng(5)
+    c, y, x = shape
+    synapses = [
+        Scale(rng.integers(-128, 128, c)),
+        Conv2d(rng.integers(-128, 128, (c, 20, 3, 3)), padding=1),
+        Conv2d(rng.integers(-128, 128, (c, 7, 1, 1)), stride=2),
+        Conv2d(rng.integers(-128, 128, (c, 1, 3, 3)), padding=1, groups=c),
+        Scale([-128]),
+    ]
+    sources = [shape, (20, y, x), (7, 2 * y - 1, 2 * x), shape, shape]
+    return synapses, [(rng.random((2, 3, *s)) < 0.3).astype(np.uint8) for s in sources]
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("shape", [(3, 5, 4), (64, 4, 4), (130, 9, 8)])
+def test_connections_of_all_kinds_into_one_population(shape):
+    synapses, sources = connections_that_meet(shape)
+    want = sum(
+        np.stack([synapse_sum(s, frame.astype(np.int64), shape) for frame in x])
+        for s, x in zip(synapses, sources, strict=True)
+    )
+    np.testing.assert_array_equal(run_layer(synapses, sources, shape, 0), want)
+    rest = run_layer(synapses[1:], sources[1:], shape, 2)
+    np.testing.assert_array_equal(run_layer(synapses[:1], sources[:1], shape, 2) + rest, want << 2)
+
+
+@pytest.mark.usefixtures("level")
+def test_parts_of_a_population_are_left_alone_or_done():
+    shape = (300, 5, 4)
+    rng = np.random.default_rng(6)
+    synapse, x = Conv2d(rng.integers(-128, 128, (300, 16, 3, 3)), padding=1), rng.integers(0, 2, (2, 2, 16, 5, 4))
+    x = x.astype(np.uint8)
+    layout = lay_out(Population(name="p", shape=shape), [synapse])
+    whole = run_layer([synapse], [x], shape, 0)
+    assert layout.blocks == 2
+    upper = run_layer([synapse], [x], shape, 0, part=kernels.Part((0, 20), (0, 1)))
+    np.testing.assert_array_equal(upper[:, :, : layout.block], whole[:, :, : layout.block])
+    assert (upper[:, :, layout.block :] == 77).all()
+    some = run_layer([synapse], [x], shape, 0, part=kernels.Part((3, 17), (0, 2))).reshape(2, 2, 300, 20)
+    np.testing.assert_array_equal(some[..., 3:17], whole.reshape(2, 2, 300, 20)[..., 3:17])
+    assert (some[..., :3] == 77).all()
+    assert (some[..., 17:] == 77).all()
 
 
 def mlp(steps=7, **options):
@@ -159,21 +225,45 @@ def mlp(steps=7, **options):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
-@pytest.mark.parametrize("cache", [1, 3000, 2**21])
-def test_any_number_of_threads_gives_the_same_bits(monkeypatch, n_threads, cache):
+@pytest.mark.parametrize("batch", [1, 23])
+@pytest.mark.parametrize("make", ["mlp", "cnn"])
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch, n_threads, batch, make):
     used = set()
-    original = batched.run_neurons
+    original = kernels.layer_steps
     monkeypatch.setenv("LAPILLI_THREADS", str(n_threads))
-    monkeypatch.setattr(batched, "THREAD_BYTES", 0)
-    monkeypatch.setattr(batched, "CACHE_BYTES", cache)
-    monkeypatch.setattr(batched, "run_neurons", lambda *a: (used.add(threading.get_ident()), original(*a))[1])
-    network, x = mlp()
+    monkeypatch.setattr(batched, "THREAD_UPDATES", 0)
+    monkeypatch.setattr(kernels, "layer_steps", lambda *a: (used.add(threading.get_ident()), original(*a))[1])
+    network, x = mlp() if make == "mlp" else cnn()
+    x = x[:, :batch]
     want, got = reference(network, x), fast(network, x)
     assert all(s.any() for s in want.spikes.values())
     for name, spikes in want.spikes.items():
         np.testing.assert_array_equal(got.spikes[name], spikes)
         np.testing.assert_array_equal(got.v_final[name], want.v_final[name])
-    assert (threading.get_ident() in used) == (n_threads == 1)
+    several = n_threads > 1 and (batch > 1 or make == "cnn")  # a single sample of so few neurons is not cut
+    assert (used == {threading.get_ident()}) == (not several)
+
+
+def cnn():
+    """Convolutions and a branch, graded input at every step."""
+    rng = np.random.default_rng(7)
+    shapes = {"a": (70, 9, 8), "b": (70, 9, 8), "c": (24, 5, 4)}
+    populations = [
+        Population(
+            name=name, shape=shape, threshold=20_000, reset_amount=18_000, dv=40, bias=rng.integers(-99, 99, shape)
+        )
+        for name, shape in shapes.items()
+    ]
+    connections = [
+        Connection(source=INPUT, target="a", synapse=Conv2d(rng.integers(-90, 100, (70, 3, 3, 3)), padding=1)),
+        Connection(source="a", target="b", synapse=Conv2d(rng.integers(-90, 100, (70, 70, 3, 3)), padding=1)),
+        Connection(source="a", target="b", synapse=Scale([99]), name="skip"),
+        Connection(source="b", target="c", synapse=Conv2d(rng.integers(-9, 10, (24, 70, 3, 3)), padding=1, stride=2)),
+    ]
+    net = Network(
+        name="cnn", steps=5, input=Input(shape=(3, 9, 8), high=9), populations=populations, connections=connections
+    )
+    return net, rng.integers(0, 10, (5, 23, 3, 9, 8))
 
 
 def test_a_sample_does_not_depend_on_its_batch():
@@ -202,25 +292,46 @@ def test_a_plan_lives_as_long_as_its_network():
 
 
 def test_arrays_that_do_not_fit_are_refused_before_the_kernel():
-    packed = pack(Dense(np.ones((4, 9))), (9,), (4,))
+    p = Population(name="p", shape=(4,))
+    layout = lay_out(p, [Dense(np.ones((4, 9)))])
+    packed = pack(Dense(np.ones((4, 9))), (9,), (4,), layout)
     assert packed is not None
-    x, drive = np.zeros((2, 3, 9), np.uint8), np.zeros((2, 3, 4), np.int32)
-    for bad_x, bad_drive in (
-        (x[..., :8], drive),
-        (x.astype(np.int64), drive),
-        (x[..., ::-1], drive),
-        (x[:1], drive),
-        (x, drive[:, :2]),
-        (x, drive.astype(np.int64)),
-        (x, np.broadcast_to(drive[..., :1], drive.shape)),
+    x, spikes, v = np.zeros((2, 3, 9), np.uint8), np.zeros((2, 3, 4), np.uint8), np.zeros((3, 1, 1, 64), np.int32)
+    extra, bias = np.zeros((2, 3, 4), np.int32), np.zeros((1, 1, 64), np.int32)
+
+    def run(x=x, spikes=spikes, v=v, extra=extra, bias=bias, silent=0, part=None):
+        arriving = [kernels.Arriving(packed, x, silent, 0)]
+        kernels.layer_steps(p, layout, (2, 3), arriving, extra, None, v, bias, spikes, None, part)
+
+    run()
+    for bad in (
+        {"x": x[..., :8]},
+        {"x": x.astype(np.int64)},
+        {"x": x[..., ::-1]},
+        {"x": x[:1]},
+        {"silent": 1},
+        {"spikes": spikes[:, :2]},
+        {"spikes": np.broadcast_to(spikes[..., :1], spikes.shape)},
+        {"v": v[:2]},
+        {"v": v.astype(np.int64)},
+        {"v": v[..., :32]},
+        {"extra": extra[..., :3]},
+        {"extra": extra.astype(np.int64)},
+        {"bias": bias[..., :4]},
+        {"part": kernels.Part((0, 1), (0, 2))},
+        {"part": kernels.Part((0, 2), (0, 1))},
     ):
         with pytest.raises(AssertionError):
-            kernels.event_sums(packed, bad_x, bad_drive, 0, add=False)
+            run(**bad)
 
 
-def test_synapses_without_use_for_events_are_left_to_numpy():
-    assert pack(Conv2d(np.ones((8, 1, 2, 2)), groups=8), (8, 4, 4), (8, 3, 3)) is None
-    assert pack(Dense(np.ones((1, packing.MAX_CHANNELS + 1))), (packing.MAX_CHANNELS + 1,), (1,)) is None
+def test_what_the_kernel_cannot_sum_is_left_to_numpy(monkeypatch):
+    """A dense connection into neurons that lie by pixels, and weights whose offsets need more than 32 bits."""
+    p = Population(name="p", shape=(2, 3, 3))
+    layout = lay_out(p, [Conv2d(np.ones((2, 1, 1, 1))), Dense(np.ones((18, 5)))])
+    assert pack(Dense(np.ones((18, 5))), (5,), (2, 3, 3), layout) is None
+    monkeypatch.setattr(packing, "MAX_ROWS", 64 * 4)
+    assert pack(Dense(np.ones((2, 5))), (5,), (2,), lay_out(p, [])) is None
 
 
 @pytest.mark.parametrize(("value", "expected"), [("off", -1), ("portable", 0), ("PORTABLE", 0), ("", None)])

@@ -1,8 +1,9 @@
 """The fast engine: every bit of the reference, by layers, batches and matrix products.
 
 Where the reference walks step by step, this one takes as many steps of a population at once as the graph allows: all
-``T`` if it is acyclic, else as many as the shortest delay. A population is worked off in blocks of steps and samples,
-and each block is two calls, compiled (``kernels.c``) where they can be and NumPy where they cannot::
+``T`` if it is acyclic, else as many as the shortest delay. A population is worked off in blocks of steps and samples.
+A block is one call of the compiled kernel (``kernels.c``): synapse sums of a few pixels, then their neurons, so that no
+sum ever leaves the cache. Where that kernel cannot run, a block is two calls in NumPy::
 
     drive = layer.drive(...)         synapses (sums.py): what arrives at every neuron at every step of the block
     run_neurons(..., drive, ...)     neurons (neurons.py): the steps of the block, one after another, in place
@@ -11,8 +12,9 @@ and each block is two calls, compiled (``kernels.c``) where they can be and NumP
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
-from itertools import chain
+from collections.abc import Collection, Iterator
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,19 +22,21 @@ from ...network import IntArray, Network
 from ...recording import Recording, at_every_step
 from . import kernels, threads
 from .neurons import Events, State, Trace, run_neurons
+from .packing import Layout
 from .sums import LayerSums, Synapses
 
 BLOCK_BYTES = 2**25  # NumPy: buffers of one block; larger gains nothing, smaller cuts the matrix products into slivers
-CACHE_BYTES = 2**21  # compiled: a block's drive is written and read once, best while it is in the cache
-THREAD_BYTES = 2**18  # less drive than this is not worth waking another thread for
+CACHE_BYTES = 2**21  # compiled: what NumPy still sums is written and read once, best while it is in the cache
+THREAD_UPDATES = 2**16  # fewer neuron updates than this are not worth waking another thread for
+PIECES = 4  # blocks of samples per thread: a thread that is held up leaves its share to the others
 
 
 def fast(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recording:
     """Run a batch; see :class:`lapilli.recording.Executor`.
 
     Besides what it returns, a call holds the state of the populations (up to 16 bytes per neuron and sample) and one
-    block of buffers per thread (``CACHE_BYTES`` in the compiled kernels, about ``BLOCK_BYTES`` in NumPy, or one sample
-    at one step where that is larger). Threads share the samples; the bits do not depend on their number.
+    block of buffers per thread (about ``BLOCK_BYTES`` in NumPy, or one sample at one step where that is larger).
+    Threads share the samples, or the neurons of a sample where there are too few; the bits do not depend on it.
     """
     traced = {network.population(name).name for name in trace}
     plan = plan_of(network)
@@ -64,6 +68,21 @@ def plan_of(network: Network) -> list[Synapses]:
     return _plans[key]
 
 
+class _Block(NamedTuple):
+    steps: slice
+    samples: slice
+    part: kernels.Part | None  # of the neurons; None for all
+
+
+def _parts(layout: Layout, n: int) -> Iterator[kernels.Part]:
+    """Cut the neurons of a layout into at most ``n`` parts, by blocks or else by pixels."""
+    by_block = layout.blocks >= n
+    size = layout.blocks if by_block else layout.pixels
+    for first, last in pairwise(sorted({size * i // n for i in range(n + 1)})):
+        whole = ((0, layout.pixels), (0, layout.blocks))
+        yield kernels.Part(whole[0], (first, last)) if by_block else kernels.Part((first, last), whole[1])
+
+
 class _Layer:
     """A population while it runs: its synapses, its state and what it has left behind."""
 
@@ -73,48 +92,75 @@ class _Layer:
         self.synapses = synapses
         self.sums = sums
         self.state: State | None = None
-        self.spikes = np.zeros((steps if population.spikes else 0, batch, *population.shape), np.uint8)
+        make = np.empty if synapses.compiled else np.zeros  # the kernel writes every spike
+        self.spikes = make((steps if population.spikes else 0, batch, *population.shape), np.uint8)
         self.trace = Trace.empty(steps, batch, population.shape) if traced else None
         self.wraps = self.saturations = 0
 
     def advance(self, first: int, last: int, batch: int, sent: dict[str, np.ndarray]) -> None:
         """Take the steps ``first`` to ``last - 1`` of all samples."""
         if self.state is None:
-            dtype = np.int32 if self.synapses.compiled else np.float64
-            self.state = State.at_rest(self.population, batch, dtype, keep_u=self.trace is not None)
+            layout = self.synapses.layout if self.synapses.compiled else None
+            self.state = State.at_rest(self.population, batch, layout, keep_u=self.trace is not None)
 
-        def run(blocks: list[tuple[slice, slice]]) -> list[Events]:
-            return [self._block(sent, steps, samples) for steps, samples in blocks]
+        def run(blocks: list[_Block]) -> list[Events]:
+            return [self._block(sent, block) for block in blocks]
 
-        work = self._blocks(first, last, batch)
-        pool = threads.pool() if self._worth_threads(first, last, batch) and len(work) > 1 else None
+        n = threads.count() if self._worth_threads(first, last, batch) else 1
+        work = self._blocks(first, last, batch, n)
+        pool = threads.pool() if len(work) > 1 and n > 1 else None
         for events in chain.from_iterable((pool.map if pool else map)(run, work)):
             self.wraps += events.wraps
             self.saturations += events.saturations
 
-    def _block(self, sent: dict[str, np.ndarray], steps: slice, samples: slice) -> Events:
+    def _block(self, sent: dict[str, np.ndarray], block: _Block) -> Events:
         assert self.state is not None
-        drive = self.sums.drive(sent, steps, samples)
+        steps, samples, part = block
+        state, spikes = self.state.of(samples), self.spikes[steps, samples]
         trace = self.trace.of(steps, samples) if self.trace else None
-        return run_neurons(self.population, drive, self.state.of(samples), self.spikes[steps, samples], trace)
+        drive = self.sums.drive(sent, steps, samples)
+        if not self.synapses.compiled:
+            assert drive is not None
+            return run_neurons(self.population, drive, state, spikes, trace)
+        return Events(
+            *kernels.layer_steps(
+                self.population,
+                self.synapses.layout,
+                (steps.stop - steps.start, samples.stop - samples.start),
+                self.sums.arriving(sent, steps, samples),
+                drive,
+                state.u,
+                state.v,
+                self.synapses.bias,
+                spikes if self.population.spikes else None,
+                (trace.current, trace.u, trace.v) if trace else None,
+                part,
+                self.synapses.may_wrap,
+            )
+        )
 
     def _worth_threads(self, first: int, last: int, batch: int) -> bool:
         """NumPy has threads of its own; a few small steps are done before another thread wakes up."""
-        return self.synapses.compiled and 4 * self.population.size * (last - first) * batch >= THREAD_BYTES
+        return self.synapses.compiled and self.population.size * (last - first) * batch >= THREAD_UPDATES
 
-    def _blocks(self, first: int, last: int, batch: int) -> list[list[tuple[slice, slice]]]:
-        """Cut steps x samples into blocks that fit the cache: for each group of samples its steps in order."""
-        rows = max(1, (CACHE_BYTES if self.synapses.compiled else BLOCK_BYTES) // self.synapses.bytes_per_row)
-        n_steps = min(last - first, rows)
-        n_samples = max(1, rows // n_steps)
-        if self._worth_threads(first, last, batch):
-            n_samples = min(n_samples, -(-batch // threads.count()))
+    def _blocks(self, first: int, last: int, batch: int, n_threads: int) -> list[list[_Block]]:
+        """Cut steps x samples into blocks: for each group of samples (or part of one) its steps in order."""
+        row_bytes = self.synapses.bytes_per_row if self.sums.buffered or not self.synapses.compiled else 0
+        rows = (CACHE_BYTES if self.synapses.compiled else BLOCK_BYTES) // row_bytes if row_bytes else 2**62
+        n_steps = min(last - first, max(1, rows))
+        n_samples = min(batch, max(1, rows // n_steps))
+        parts: list[kernels.Part | None] = [None]
+        if n_threads > 1 and batch < n_threads and not self.sums.buffered:
+            parts = [*_parts(self.synapses.layout, n_threads)]
+        elif n_threads > 1:
+            n_samples = min(n_samples, -(-batch // (n_threads * PIECES)))
         return [
             [
-                (slice(step, min(step + n_steps, last)), slice(sample, min(sample + n_samples, batch)))
+                _Block(slice(step, min(step + n_steps, last)), slice(sample, min(sample + n_samples, batch)), part)
                 for step in range(first, last, n_steps)
             ]
             for sample in range(0, batch, n_samples)
+            for part in parts
         ]
 
     def finish(self, out: Recording) -> None:
@@ -123,7 +169,8 @@ class _Layer:
         name = self.population.name
         if self.population.spikes:
             out.spikes[name] = self.spikes
-        out.v_final[name] = self.state.v.astype(np.int64)
+        v, shape = self.state.v, self.population.shape
+        out.v_final[name] = self.synapses.layout.restore(v, shape) if self.synapses.compiled else v.astype(np.int64)
         out.wraps[name], out.saturations[name] = self.wraps, self.saturations
         if self.trace:
             out.current[name], out.u[name], out.v[name] = self.trace.current, self.trace.u, self.trace.v

@@ -1,4 +1,4 @@
-/* The compiled heart of the fast engine: synapse sums of spikes, and the neuron loop.
+/* The compiled heart of the fast engine: synapse sums of spikes, and the neurons they arrive at.
  *
  * One readable body (kernels_body.h), compiled for several instruction sets and chosen when the program runs. Every
  * function here is handed integers only (addresses, sizes, strides); kernels.py has checked all of them. What is
@@ -21,56 +21,64 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define TILE 16            /* pixels by channels that are transposed at a time */
-#define PIXELS(block) (block < 256 ? 4096 / block : TILE) /* output pixels summed before they are written: 16 KiB */
+#define TILE 16            /* pixels by channels of bytes that are transposed at a time */
+#define PIXELS(block) (4096 / block) /* output pixels that are worked off together: 16 KiB of sums */
+#define SPARE 16           /* lists are read and written by whole sixteens */
 #define LANES 64           /* weights of one row come in groups of 64 bytes */
 #define CHUNK 256          /* rows of bytes that a 16-bit lane can add up: 256 * 255 < 2^16 */
 #define LIST_BYTES (1 << 19) /* event lists of the images that are worked off together */
 
-/* Spikes through packed weights; see event_sums() in kernels.py for the meaning of every field. */
+/* A connection that carries spikes; see layer_steps() in kernels.py for the meaning of every field. */
 typedef struct {
     const uint8_t *x;
-    int64_t x_step, x_sample, steps, samples;
+    int64_t x_step, x_sample, silent;
     int64_t channels, pixels_in;
-    const int32_t *source;
-    int64_t pixels_out, taps;
+    const int32_t *under;
+    int64_t taps;
     const uint8_t *weight;
-    int64_t block, targets;
-    int32_t *drive;
-    int64_t drive_step, drive_sample;
-    int64_t shift, add;
-    int64_t events;
-} Sums;
+    int64_t shift;
+    const int32_t *to;
+    int64_t fan;
+    uint32_t *lists; /* made by the kernel, as is all below: of the images that are worked off together */
+    int32_t *counts;
+    uint64_t *bits;
+    int one_to_one;
+} Source;
 
-/* Steps of a block of neurons; see neuron_steps() in kernels.py. */
+/* Steps of a block of neurons, with all that arrives at them. */
 typedef struct {
-    const int32_t *drive;
-    int64_t drive_step, drive_sample;
+    Source *sources;
+    int64_t n_sources;
+    const int32_t *extra;
+    int64_t extra_step, extra_sample;
     int32_t *u, *v;
     const int32_t *bias;
+    int64_t bias_per_pixel;
     uint8_t *spikes;
     int64_t spikes_step, spikes_sample;
     int64_t *current_trace, *u_trace, *v_trace;
     int64_t trace_step, trace_sample;
-    int64_t steps, samples, neurons;
-    int64_t keep_u, keep_v, threshold, zero, amount, limit;
+    int64_t steps, samples;
+    int64_t pixels, targets, block;
+    int64_t first_pixel, last_pixel, first_block, last_block;
+    int64_t keep_u, keep_v, threshold, zero, amount, limit, may_wrap;
     int64_t wraps, saturations;
-} Neurons;
+} Layer;
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Row){__VA_ARGS__})
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Bytes){__VA_ARGS__})
 #endif
 
-typedef int32_t Row __attribute__((vector_size(4 * TILE), aligned(4), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(TILE), aligned(1), may_alias));
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define NAME(f) f##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,bmi,popcnt")))
 #define WIDTH 64
-#define COLUMNS 512
+#define COLUMNS 256
 #include "kernels_body.h"
 #undef NAME
 #undef TARGET
@@ -107,13 +115,9 @@ static int best_level(void)
     return PORTABLE;
 }
 
-/* Read exactly `n` integers from the call; 0 and a Python exception where that fails. */
-static int integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t n, int64_t *values)
+/* Read `n` integers of the call; 0 and a Python exception where that fails. */
+static int integers(PyObject *const *args, Py_ssize_t n, int64_t *values)
 {
-    if (given != n) {
-        PyErr_Format(PyExc_TypeError, "this kernel takes %zd integers, not %zd", n, given);
-        return 0;
-    }
     for (Py_ssize_t i = 0; i < n; i++) {
         values[i] = PyLong_AsLongLong(args[i]);
         if (values[i] == -1 && PyErr_Occurred()) return 0;
@@ -128,49 +132,49 @@ static int checked_level(int64_t level)
     return 0;
 }
 
-static PyObject *event_sums(PyObject *self, PyObject *const *args, Py_ssize_t given)
+enum { LAYER_FIELDS = 31, SOURCE_FIELDS = 12 };
+
+static PyObject *layer_steps(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     (void)self;
-    int64_t a[19];
-    if (!integers(args, given, 19, a) || !checked_level(a[0])) return NULL;
-    Sums s = {
-        (const uint8_t *)(intptr_t)a[1], a[2], a[3], a[4], a[5], a[6], a[7], (const int32_t *)(intptr_t)a[8], a[9],
-        a[10], (const uint8_t *)(intptr_t)a[11], a[12], a[13], (int32_t *)(intptr_t)a[14], a[15], a[16], a[17], a[18], 0,
+    int64_t a[1 + LAYER_FIELDS];
+    if (given < 1 + LAYER_FIELDS || (given - 1 - LAYER_FIELDS) % SOURCE_FIELDS) {
+        PyErr_Format(PyExc_TypeError, "this kernel does not take %zd integers", given);
+        return NULL;
+    }
+    if (!integers(args, 1 + LAYER_FIELDS, a) || !checked_level(a[0])) return NULL;
+    const Py_ssize_t n = (given - 1 - LAYER_FIELDS) / SOURCE_FIELDS;
+    Source *sources = malloc((size_t)(n + 1) * sizeof *sources);
+    if (!sources) return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < n; i++) {
+        int64_t s[SOURCE_FIELDS];
+        if (!integers(args + 1 + LAYER_FIELDS + i * SOURCE_FIELDS, SOURCE_FIELDS, s)) {
+            free(sources);
+            return NULL;
+        }
+        sources[i] = (Source){
+            (const uint8_t *)(intptr_t)s[0], s[1], s[2], s[3], s[4], s[5], (const int32_t *)(intptr_t)s[6], s[7],
+            (const uint8_t *)(intptr_t)s[8], s[9], (const int32_t *)(intptr_t)s[10], s[11], NULL, NULL, NULL, 0,
+        };
+    }
+    Layer l = {
+        sources, n, (const int32_t *)(intptr_t)a[1], a[2], a[3], (int32_t *)(intptr_t)a[4], (int32_t *)(intptr_t)a[5],
+        (const int32_t *)(intptr_t)a[6], a[7], (uint8_t *)(intptr_t)a[8], a[9], a[10], (int64_t *)(intptr_t)a[11],
+        (int64_t *)(intptr_t)a[12], (int64_t *)(intptr_t)a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20], a[21],
+        a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], a[31], 0, 0,
     };
     int done;
     Py_BEGIN_ALLOW_THREADS
     switch (a[0]) {
 #if defined(__x86_64__)
-    case AVX512: done = event_sums_avx512(&s); break;
-    case AVX2: done = event_sums_avx2(&s); break;
+    case AVX512: done = layer_steps_avx512(&l); break;
+    case AVX2: done = layer_steps_avx2(&l); break;
 #endif
-    default: done = event_sums_portable(&s);
+    default: done = layer_steps_portable(&l);
     }
     Py_END_ALLOW_THREADS
-    return done ? PyLong_FromLongLong(s.events) : PyErr_NoMemory();
-}
-
-static PyObject *neuron_steps(PyObject *self, PyObject *const *args, Py_ssize_t given)
-{
-    (void)self;
-    int64_t a[24];
-    if (!integers(args, given, 24, a) || !checked_level(a[0])) return NULL;
-    Neurons n = {
-        (const int32_t *)(intptr_t)a[1], a[2], a[3], (int32_t *)(intptr_t)a[4], (int32_t *)(intptr_t)a[5],
-        (const int32_t *)(intptr_t)a[6], (uint8_t *)(intptr_t)a[7], a[8], a[9], (int64_t *)(intptr_t)a[10],
-        (int64_t *)(intptr_t)a[11], (int64_t *)(intptr_t)a[12], a[13], a[14], a[15], a[16], a[17], a[18], a[19],
-        a[20], a[21], a[22], a[23], 0, 0,
-    };
-    Py_BEGIN_ALLOW_THREADS
-    switch (a[0]) {
-#if defined(__x86_64__)
-    case AVX512: neuron_steps_avx512(&n); break;
-    case AVX2: neuron_steps_avx2(&n); break;
-#endif
-    default: neuron_steps_portable(&n);
-    }
-    Py_END_ALLOW_THREADS
-    return Py_BuildValue("LL", (long long)n.wraps, (long long)n.saturations);
+    free(sources);
+    return done ? Py_BuildValue("LL", (long long)l.wraps, (long long)l.saturations) : PyErr_NoMemory();
 }
 
 static PyObject *level(PyObject *self, PyObject *ignored)
@@ -181,8 +185,7 @@ static PyObject *level(PyObject *self, PyObject *ignored)
 }
 
 static PyMethodDef methods[] = {
-    {"event_sums", (PyCFunction)(void (*)(void))event_sums, METH_FASTCALL, NULL},
-    {"neuron_steps", (PyCFunction)(void (*)(void))neuron_steps, METH_FASTCALL, NULL},
+    {"layer_steps", (PyCFunction)(void (*)(void))layer_steps, METH_FASTCALL, NULL},
     {"level", level, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -194,5 +197,10 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__kernels(void)
 {
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddIntConstant(made, "INTERFACE", 2) < 0) { /* as in kernels.py */
+        Py_DECREF(made);
+        return NULL;
+    }
+    return made;
 }

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import UnsupportedError
 from ...network import DECAY_ONE, Population
-from .packing import Packed
+from .packing import Fans, Layout, Packed
 
 LEVELS = ("portable", "avx2", "avx512")
 CHOICE = "LAPILLI_KERNELS"  # environment: "off", or the best instruction set to use
@@ -23,11 +25,21 @@ WIDEST_STATE = 30  # bits: decay(v) + u + b of three such numbers stays within 3
 LARGEST_DRIVE = 2**30  # and so does decay(u) + drive
 
 
+INTERFACE = 2  # of kernels.c, as it was when it was built
+
+
 def _load() -> Any:
     try:
-        return import_module("._kernels", __package__)
+        compiled = import_module("._kernels", __package__)
     except ImportError:  # built without a compiler
         return None
+    if getattr(compiled, "INTERFACE", 1) == INTERFACE:
+        return compiled
+    warnings.warn(
+        "lapilli's compiled kernels are older than its Python code, so it computes with NumPy; install it again",
+        stacklevel=2,
+    )
+    return None
 
 
 _compiled = _load()
@@ -67,123 +79,134 @@ def fits(population: Population, largest_drive: int) -> bool:
     return available() and population.state_bits <= WIDEST_STATE and largest_drive <= LARGEST_DRIVE
 
 
-def event_sums(packed: Packed, x: npt.NDArray[np.uint8], drive: npt.NDArray[np.int32], shift: int, add: bool) -> int:
-    """Sum the weights of all events of a block into ``drive``, times ``2^shift``.
+class Arriving(NamedTuple):
+    """Spikes of one connection for a block of steps and samples.
 
-    Parameters
+    Attributes
     ----------
     packed : Packed
-    x : uint8 [t, b, *source]
-        Spikes, 0 or 1.
-    drive : int32 [t, b, *target]
+    x : uint8 [t - silent, b, *source]
+        0 or 1; strides of the first two axes may be anything.
+    silent : int
+        Steps of the block before the first spike can arrive.
     shift : int
-    add : bool
-        Onto what is in ``drive`` already, instead of in its place.
-
-    Returns
-    -------
-    int
-        Number of events.
+        Every weight counts ``2^shift``.
     """
-    steps, samples = x.shape[:2]
-    p, g = packed, packed.groups
-    _check(x, np.uint8, (steps, samples), g * p.channels * p.pixels_in)
-    _check(drive, np.int32, (steps, samples), g * p.targets * p.pixels_out, writes=True)
-    assert 0 <= shift <= 30
-    if not steps * samples:
-        return 0
-    events = 0
-    to, step, sample = _address(drive), drive.strides[0] // 4, drive.strides[1] // 4
-    per_group = p.weight.nbytes // g
-    for group in range(g):
-        events += _compiled.event_sums(
-            level,
-            _address(x) + group * p.channels * p.pixels_in,
-            *x.strides[:2],
-            steps,
-            samples,
-            p.channels,
-            p.pixels_in,
-            _address(p.source),
-            p.pixels_out,
-            p.taps,
-            _address(p.weight) + group * per_group,
-            p.block,
-            p.targets,
-            to + 4 * group * p.targets * p.pixels_out,
-            step,
-            sample,
-            shift,
-            int(add),
-        )
-    return events
+
+    packed: Packed
+    x: npt.NDArray[np.uint8]
+    silent: int
+    shift: int
 
 
-def neuron_steps(
+class Part(NamedTuple):
+    """Which neurons of a layout to work off: a range of its pixels and a range of its blocks."""
+
+    pixels: tuple[int, int]
+    blocks: tuple[int, int]
+
+
+def layer_steps(
     population: Population,
-    drive: npt.NDArray[np.int32],
+    layout: Layout,
+    window: tuple[int, int],
+    arriving: Sequence[Arriving],
+    extra: npt.NDArray[np.int32] | None,
     u: npt.NDArray[np.int32] | None,
     v: npt.NDArray[np.int32],
     bias: npt.NDArray[np.int32],
     spikes: npt.NDArray[np.uint8] | None,
     traces: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
+    part: Part | None = None,
+    may_wrap: bool = True,
 ) -> tuple[int, int]:
-    """Take all steps of a block of neurons in place; returns the numbers of wraps and saturations.
+    """Take all steps of a block of neurons, synapse sums included; returns the numbers of wraps and saturations.
 
     Parameters
     ----------
     population : Population
         For which :func:`fits` holds.
-    drive : int32 [t, b, *shape]
-        Strides of the first two axes may be anything, 0 for a drive that does not change.
-    u : int32 [b, *shape] or None
-        None where the current has no memory; not None where there are traces.
-    v : int32 [b, *shape]
-    bias : int32 [N]
+    layout : Layout
+    window : (int, int)
+        Steps ``t`` and samples ``b``.
+    arriving : sequence of Arriving
+    extra : int32 [t, b, *shape] or None
+        What arrives besides, ``2^f`` included; strides of the first two axes may be anything.
+    u : int32 [b, *layout.shape] or None
+        Changed in place. None where the current has no memory; not None where there are traces.
+    v : int32 [b, *layout.shape]
+        Changed in place.
+    bias : int32 [blocks, 1, block] or [*layout.shape]
     spikes : uint8 [t, b, *shape] or None
-        None with reset "none".
+        Filled in. None with reset "none".
     traces : int64 [t, b, *shape] three times, or None
-        Current, ``u`` and ``v``.
+        Filled in: current, ``u`` and ``v``.
+    part : Part, optional
+        All neurons unless given.
+    may_wrap : bool
+        False where the sum over all that arrives is known to stay within the state's width.
     """
-    p = population
-    steps, samples = drive.shape[:2]
-    _check(drive, np.int32, (steps, samples), p.size)
-    _check(v, np.int32, (samples,), p.size, writes=True)
-    _check(bias, np.int32, (), p.size)
-    assert v.strides[0] == 4 * p.size or samples == 1
-    if u is not None:
-        _check(u, np.int32, (samples,), p.size, writes=True)
-        assert u.strides[0] == 4 * p.size or samples == 1
-    else:
-        assert p.du == DECAY_ONE
-        assert traces is None
+    p, at = population, layout
+    steps, samples = window
+    assert at.targets * at.pixels == p.size
+    if extra is not None:
+        _check(extra, np.int32, window, p.size)
+    for state in (v,) if u is None else (u, v):
+        _check(state, np.int32, (samples,), math.prod(at.shape), writes=True)
+        assert state.strides[0] == 4 * math.prod(at.shape) or samples == 1
+    assert u is not None or (p.du == DECAY_ONE and traces is None)
+    per_pixel = bias.shape != (at.blocks, 1, at.block)
+    _check(bias, np.int32, (), math.prod(at.shape) if per_pixel else at.blocks * at.block)
     if spikes is not None:
-        _check(spikes, np.uint8, (steps, samples), p.size, writes=True)
+        _check(spikes, np.uint8, window, p.size, writes=True)
     for trace in traces or ():
-        _check(trace, np.int64, (steps, samples), p.size, writes=True)
+        _check(trace, np.int64, window, p.size, writes=True)
         assert traces is not None
         assert trace.strides == traces[0].strides
-    return _compiled.neuron_steps(
+    pixels, blocks = part or ((0, at.pixels), (0, at.blocks))
+    assert 0 <= pixels[0] <= pixels[1] <= at.pixels
+    assert 0 <= blocks[0] <= blocks[1] <= at.blocks
+    sources: list[int] = []
+    for packed, x, silent, shift in arriving:
+        assert 0 <= silent <= steps
+        assert 0 <= shift <= 30
+        _check(x, np.uint8, (steps - silent, samples), packed.channels * packed.pixels_in)
+        assert packed.under.shape == (at.pixels, packed.taps)
+        fans = isinstance(packed, Fans)
+        if not fans:
+            assert packed.weight.shape == (at.blocks, packed.taps * packed.channels, at.block)
+        sources += [_address(x), *x.strides[:2], silent, packed.channels, packed.pixels_in, _address(packed.under)]
+        sources += [packed.taps, _address(packed.weight), shift]
+        sources += [_address(packed.to), packed.weight.shape[2]] if fans else [0, 0]
+    if not steps * samples:
+        return 0, 0
+    return _compiled.layer_steps(
         level,
-        _address(drive),
-        drive.strides[0] // 4,
-        drive.strides[1] // 4,
+        0 if extra is None else _address(extra),
+        *(s // 4 for s in extra.strides[:2]) if extra is not None else (0, 0),
         0 if u is None else _address(u),
         _address(v),
         _address(bias),
+        int(per_pixel),
         0 if spikes is None else _address(spikes),
         *(spikes.strides[:2] if spikes is not None else (0, 0)),
         *((_address(t) for t in traces) if traces else (0, 0, 0)),
         *((s // 8 for s in traces[0].strides[:2]) if traces else (0, 0)),
         steps,
         samples,
-        p.size,
+        at.pixels,
+        at.targets,
+        at.block,
+        *pixels,
+        *blocks,
         DECAY_ONE - p.du,
         DECAY_ONE - p.dv,
         p.threshold if p.spikes else 2**31 - 1,  # a readout never fires
         -1 if p.reset == "zero" else 0,
         p.reset_amount,
         2 ** (p.state_bits - 1),
+        int(may_wrap),
+        *sources,
     )
 
 

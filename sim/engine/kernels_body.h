@@ -4,20 +4,23 @@
  */
 
 typedef uint16_t NAME(Lanes) __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+typedef int32_t NAME(Ints) __attribute__((vector_size(WIDTH), aligned(4), may_alias));
+typedef uint32_t NAME(Words) __attribute__((vector_size(WIDTH), aligned(4), may_alias));
+typedef uint8_t NAME(Few) __attribute__((vector_size(WIDTH / 4), aligned(1), may_alias)); /* as many as Ints has */
 
 /* One bit for each of 64 spikes (bytes 0 or 1), the first one lowest; of the last few of an array where n < 64. */
 TARGET INLINE uint64_t NAME(bits)(const uint8_t *x, int64_t n)
 {
+#if WIDTH == 64
+    const __m512i bytes = _mm512_maskz_loadu_epi8(n < 64 ? (1ull << n) - 1 : ~0ull, x);
+    return _mm512_test_epi8_mask(bytes, bytes);
+#else
     uint8_t last[64];
     if (n < 64) {
         memset(last, 0, sizeof last);
         memcpy(last, x, (size_t)n);
         x = last;
     }
-#if WIDTH == 64
-    const __m512i bytes = _mm512_loadu_si512(x);
-    return _mm512_test_epi8_mask(bytes, bytes);
-#else
     uint64_t bits = 0;
     for (int i = 0; i < 8; i++) {
         uint64_t word;
@@ -28,45 +31,139 @@ TARGET INLINE uint64_t NAME(bits)(const uint8_t *x, int64_t n)
 #endif
 }
 
-/* Event lists: for every pixel the channels that spiked, in order. Returns the number of events. */
-TARGET static int64_t NAME(list_events)(const uint8_t *x, int64_t channels, int64_t pixels, uint16_t *lists,
-                                        int32_t *counts)
+#if WIDTH == 64
+/* Transpose 64 x 64 bits, bit j of word i: exchange blocks of 32, 16, 8 (between registers), 4, 2 and 1 bits. */
+TARGET INLINE void NAME(transpose_bits)(uint64_t *words)
 {
-    int64_t events = 0;
+    __m512i r[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm512_loadu_si512(words + 8 * i);
+#define BETWEEN(gap, mask) \
+    for (int i = 0; i < 8; i++) \
+        if (!(8 * i & gap)) { \
+            __m512i t = _mm512_xor_si512(_mm512_srli_epi64(r[i], gap), r[i + gap / 8]); \
+            t = _mm512_and_si512(t, _mm512_set1_epi64(mask)); \
+            r[i + gap / 8] = _mm512_xor_si512(r[i + gap / 8], t); \
+            r[i] = _mm512_xor_si512(r[i], _mm512_slli_epi64(t, gap)); \
+        }
+#define WITHIN(gap, mask, lower, swap) \
+    for (int i = 0; i < 8; i++) { \
+        __m512i t = _mm512_xor_si512(_mm512_srli_epi64(r[i], gap), swap(r[i])); \
+        t = _mm512_maskz_and_epi64(lower, t, _mm512_set1_epi64(mask)); \
+        r[i] = _mm512_ternarylogic_epi64(r[i], _mm512_slli_epi64(t, gap), swap(t), 0x96); \
+    }
+#define SWAP_4(x) _mm512_shuffle_i64x2(x, x, 0x4e)
+#define SWAP_2(x) _mm512_permutex_epi64(x, 0x4e)
+#define SWAP_1(x) _mm512_permutex_epi64(x, 0xb1)
+    BETWEEN(32, 0x00000000ffffffff)
+    BETWEEN(16, 0x0000ffff0000ffff)
+    BETWEEN(8, 0x00ff00ff00ff00ff)
+    WITHIN(4, 0x0f0f0f0f0f0f0f0f, 0x0f, SWAP_4)
+    WITHIN(2, 0x3333333333333333, 0x33, SWAP_2)
+    WITHIN(1, 0x5555555555555555, 0x55, SWAP_1)
+    for (int i = 0; i < 8; i++) _mm512_storeu_si512(words + 8 * i, r[i]);
+}
+
+/* Append the places of the set bits, times `unit`, from `first` on: writes whole sixteens. Returns how many. */
+TARGET INLINE int64_t NAME(append)(uint64_t bits, uint32_t first, uint32_t unit, uint32_t *list)
+{
+    const __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i units = _mm512_mullo_epi32(places, _mm512_set1_epi32((int)unit));
+    uint32_t *to = list;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++, bits >>= 16, first += 16) {
+        const __m512i all = _mm512_add_epi32(units, _mm512_set1_epi32((int)(first * unit)));
+        _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)bits, all));
+        to += __builtin_popcountll(bits & 0xffff);
+    }
+    return to - list;
+}
+#endif
+
+#if WIDTH == 64
+/* One bit per channel for every pixel: [pixels][groups of 64 channels]. */
+TARGET static void NAME(list_bits)(const uint8_t *x, int64_t channels, int64_t pixels, uint64_t *bits)
+{
+    const int64_t groups = (channels + 63) / 64;
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t lines = channels - 64 * g < 64 ? channels - 64 * g : 64;
+        if (pixels == 1) bits[g] = NAME(bits)(x + 64 * g, lines);
+        else for (int64_t p = 0; p < pixels; p += 64) {
+            const int64_t left = pixels - p < 64 ? pixels - p : 64;
+            uint64_t words[64];
+            for (int64_t i = 0; i < lines; i++) words[i] = NAME(bits)(x + (64 * g + i) * pixels + p, left);
+            for (int64_t i = lines; i < 64; i++) words[i] = 0;
+            NAME(transpose_bits)(words);
+            for (int64_t i = 0; i < left; i++) bits[(p + i) * groups + g] = words[i];
+        }
+    }
+}
+#endif
+
+/* Event lists: for every pixel the channels that spiked, in order, times `unit`. */
+TARGET static void NAME(list_events)(const uint8_t *x, int64_t channels, int64_t pixels, uint32_t unit, uint64_t *bits,
+                                     uint32_t *lists, int32_t *counts)
+{
+#if WIDTH == 64
+    NAME(list_bits)(x, channels, pixels, bits);
+    for (int64_t p = 0; p < pixels; p++, lists += channels + SPARE) {
+        int64_t n = 0;
+        for (int64_t c = 0; c < channels; c += 64) n += NAME(append)(*bits++, (uint32_t)c, unit, lists + n);
+        counts[p] = (int32_t)n;
+    }
+#else
+    (void)bits;
     if (pixels == 1) { /* a dense layer: one pixel with many channels */
+        int64_t events = 0;
         for (int64_t c = 0; c < channels; c += 64) {
-            uint64_t bits = NAME(bits)(x + c, channels - c);
-            const int n = __builtin_popcountll(bits);
+            uint64_t word = NAME(bits)(x + c, channels - c);
+            const int n = __builtin_popcountll(word);
             for (int done = 0; done < n; done += 4) /* by fours: a length that varies costs a mispredicted branch */
-                for (int k = 0; k < 4; k++, bits &= bits - 1)
-                    lists[events + done + k] = (uint16_t)(c + __builtin_ctzll(bits | 1ull << 63));
+                for (int k = 0; k < 4; k++, word &= word - 1)
+                    lists[events + done + k] = (uint32_t)(c + __builtin_ctzll(word | 1ull << 63)) * unit;
             events += n;
         }
         counts[0] = (int32_t)events;
-        return events;
+        return;
     }
     memset(counts, 0, (size_t)pixels * sizeof *counts);
     for (int64_t c = 0; c < channels; c++, x += pixels)
-        for (int64_t p = 0; p < pixels; p += 64) {
-            uint64_t bits = NAME(bits)(x + p, pixels - p);
-            events += __builtin_popcountll(bits);
-            for (; bits; bits &= bits - 1) {
-                int64_t at = p + __builtin_ctzll(bits);
-                lists[at * channels + counts[at]++] = (uint16_t)c;
+        for (int64_t p = 0; p < pixels; p += 64)
+            for (uint64_t word = NAME(bits)(x + p, pixels - p); word; word &= word - 1) {
+                const int64_t at = p + __builtin_ctzll(word);
+                lists[at * (channels + SPARE) + counts[at]++] = (uint32_t)c * unit;
             }
-        }
-    return events;
+#endif
 }
 
-/* Add up n rows of biased weights (weight + 128, a byte each): `out` int32 [columns], exact.
+/* 16-bit lanes, as integers of 32 bits, less `bias`, times 2^shift: in place of `out` or onto it. */
+TARGET INLINE void NAME(widen)(NAME(Lanes) lanes, int32_t bias, int shift, int add, int32_t *out)
+{
+    enum { HALF = WIDTH / 2 };
+#if WIDTH == 64
+    const __m512i off = _mm512_set1_epi32(bias);
+    for (int i = 0; i < 2; i++) {
+        const __m256i half = i ? _mm512_extracti64x4_epi64((__m512i)lanes, 1) : _mm512_castsi512_si256((__m512i)lanes);
+        __m512i sum = _mm512_sll_epi32(_mm512_sub_epi32(_mm512_cvtepu16_epi32(half), off), _mm_cvtsi32_si128(shift));
+        if (add) sum = _mm512_add_epi32(sum, _mm512_loadu_si512(out + 16 * i));
+        _mm512_storeu_si512(out + 16 * i, sum);
+    }
+#else
+    uint16_t values[HALF];
+    memcpy(values, &lanes, WIDTH);
+    if (add) for (int i = 0; i < HALF; i++) out[i] += (int32_t)((uint32_t)(values[i] - bias) << shift);
+    else for (int i = 0; i < HALF; i++) out[i] = (int32_t)((uint32_t)(values[i] - bias) << shift);
+#endif
+}
+
+/* Add up n rows of biased weights (weight + 128, a byte each), exact, times 2^shift: in place of `out` or onto it.
  *
  * A vector of bytes is read as 16-bit lanes, low byte + 256 high byte. `all` adds the lanes as they are, modulo 2^16;
  * `high` adds the high bytes; both give back each byte's own sum, since no sum of CHUNK bytes reaches 2^16. That is
  * three operations for WIDTH additions, and no widening. The packing puts weights 0..31 of a group into its low bytes
  * and 32..63 into its high bytes.
  */
-TARGET INLINE void NAME(add_rows)(const uint8_t *weight, const uint32_t *rows, int64_t n, const int vectors,
-                                  int32_t *out)
+TARGET INLINE void NAME(add_rows)(const uint8_t *weight, const uint32_t *rows, int64_t n, const int vectors, int shift,
+                                  int add, int32_t *out)
 {
     enum { HALF = WIDTH / 2, PER_GROUP = LANES / WIDTH };
     int64_t done = 0;
@@ -86,244 +183,395 @@ TARGET INLINE void NAME(add_rows)(const uint8_t *weight, const uint32_t *rows, i
         int32_t bias = 128 * (int32_t)(end - done);
 #pragma GCC unroll 16
         for (int g = 0; g < vectors; g++) {
-            uint16_t low[HALF], top[HALF];
-            NAME(Lanes) rest = all[g] - (high[g] << 8);
-            memcpy(low, &rest, WIDTH);
-            memcpy(top, &high[g], WIDTH);
             int32_t *to = out + g / PER_GROUP * LANES + g % PER_GROUP * HALF;
-            if (done)
-                for (int i = 0; i < HALF; i++) to[i] += low[i] - bias, to[i + LANES / 2] += top[i] - bias;
-            else
-                for (int i = 0; i < HALF; i++) to[i] = low[i] - bias, to[i + LANES / 2] = top[i] - bias;
+            NAME(widen)(all[g] - (high[g] << 8), bias, shift, add || done, to);
+            NAME(widen)(high[g], bias, shift, add || done, to + LANES / 2);
         }
         done = end;
     } while (done < n);
 }
 
 /* The rows that arrive at one output pixel: one per event under one of the kernel's taps. */
-TARGET INLINE int64_t NAME(collect_rows)(const Sums *s, const int32_t *source, const uint16_t *lists,
-                                         const int32_t *counts, uint32_t *rows)
+TARGET INLINE int64_t NAME(collect_rows)(const Source *s, const int32_t *under, const uint32_t *lists,
+                                         const int32_t *counts, uint32_t per_tap, uint32_t *rows)
 {
-    const uint32_t channels = (uint32_t)s->channels, block = (uint32_t)s->block;
     int64_t n = 0;
     for (int64_t tap = 0; tap < s->taps; tap++) {
-        if (source[tap] < 0) continue; /* padding */
-        const uint16_t *list = lists + source[tap] * s->channels;
-        const int32_t count = counts[source[tap]];
-        const uint32_t base = (uint32_t)tap * channels;
-        for (int32_t i = 0; i < count; i += 16) /* whole sixteens: a length that varies costs a mispredicted branch */
-            for (int k = 0; k < 16; k++) rows[n + i + k] = (base + list[i + k]) * block;
+        const uint32_t *list = lists + under[tap] * (s->channels + SPARE);
+        const int32_t count = counts[under[tap]];
+        const uint32_t base = (uint32_t)tap * per_tap;
+        int32_t i = 0;
+        do { /* whole sixteens, even of none: a branch that is hard to foretell costs more */
+#pragma GCC unroll 8
+            for (int k = 0; k < SPARE; k += WIDTH / 4)
+                *(NAME(Words) *)(rows + n + i + k) = *(const NAME(Words) *)(list + i + k) + base;
+        } while ((i += SPARE) < count);
         n += count;
     }
     return n;
 }
 
-/* Transpose 16 x 16 numbers: exchange halves of pairs of rows 8, 4, 2 and 1 apart. */
-TARGET INLINE void NAME(transpose)(Row *r)
+/* What one connection adds to a block of targets at one output pixel; in place of `out` if not `add`. */
+TARGET static void NAME(sum_rows)(const Source *s, const uint8_t *weight, int64_t block, int64_t pixel,
+                                  const uint32_t *lists, const int32_t *counts, uint32_t *rows, int add, int32_t *out)
 {
-    Row a, b;
-#define EXCHANGE(gap, ...) \
-    for (int i = 0; i < TILE; i++) \
-        if (!(i & gap)) a = r[i], b = r[i + gap], r[i] = SHUFFLE(a, b, LOW_##gap), r[i + gap] = SHUFFLE(a, b, HIGH_##gap);
-#define LOW_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define HIGH_8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
-#define LOW_4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
-#define HIGH_4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
-#define LOW_2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
-#define HIGH_2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
-#define LOW_1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
-#define HIGH_1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
-#pragma GCC unroll 16
-    EXCHANGE(8)
-#pragma GCC unroll 16
-    EXCHANGE(4)
-#pragma GCC unroll 16
-    EXCHANGE(2)
-#pragma GCC unroll 16
-    EXCHANGE(1)
-#undef EXCHANGE
+    const int64_t n = NAME(collect_rows)(s, s->under + pixel * s->taps, lists, counts, (uint32_t)(s->channels * block),
+                                         rows);
+    if (!n) {
+        if (!add) memset(out, 0, (size_t)block * sizeof *out);
+        return;
+    }
+    const int shift = (int)s->shift;
+    for (int64_t column = 0; column < block; column += COLUMNS) {
+        const uint8_t *from = weight + column;
+        int32_t *to = out + column;
+        switch ((block - column < COLUMNS ? block - column : COLUMNS) / LANES) {
+        case 1: NAME(add_rows)(from, rows, n, 1 * LANES / WIDTH, shift, add, to); break;
+        case 2: NAME(add_rows)(from, rows, n, (COLUMNS < 128 ? COLUMNS : 128) / WIDTH, shift, add, to); break;
+        default: NAME(add_rows)(from, rows, n, COLUMNS / WIDTH, shift, add, to); break;
+        }
+    }
 }
 
-/* Write a tile: sums [pixels][block] to drive [targets][pixels_out], times 2^shift, in place of its values or onto them. */
-TARGET INLINE void NAME(write_tile)(const int32_t *tile, const Sums *s, int64_t pixels, int64_t targets, int32_t *drive)
+/* The same for a connection in which a channel reaches only `fan` targets (one-to-one, depthwise, groups). */
+TARGET static void NAME(scatter)(const Source *s, int64_t first, int64_t block, int64_t pixel, const uint32_t *lists,
+                                 const int32_t *counts, int32_t *out)
 {
-    const int shift = (int)s->shift, add = s->add != 0;
-    const int64_t pixels_out = s->pixels_out;
-    if (pixels_out == 1) {
-        if (add) for (int64_t c = 0; c < targets; c++) drive[c] += (int32_t)((uint32_t)tile[c] << shift);
-        else for (int64_t c = 0; c < targets; c++) drive[c] = (int32_t)((uint32_t)tile[c] << shift);
+    const int32_t *under = s->under + pixel * s->taps;
+    const int shift = (int)s->shift;
+    for (int64_t tap = 0; tap < s->taps; tap++) {
+        const uint32_t *list = lists + under[tap] * (s->channels + SPARE);
+        const int32_t count = counts[under[tap]];
+        const int8_t *weight = (const int8_t *)s->weight + tap * s->channels * s->fan;
+        if (s->fan == 1) {
+            for (int32_t i = 0; i < count; i++) {
+                const uint64_t to = (uint64_t)(s->to[list[i]] - first);
+                if (to < (uint64_t)block) out[to] += (int32_t)((uint32_t)weight[list[i]] << shift);
+            }
+            continue;
+        }
+        for (int32_t i = 0; i < count; i++) {
+            const int8_t *w = weight + list[i] * s->fan;
+            const int64_t to = s->to[list[i]] - first, last = to + s->fan < block ? to + s->fan : block;
+            for (int64_t c = to < 0 ? 0 : to; c < last; c++) out[c] += (int32_t)((uint32_t)w[c - to] << shift);
+        }
+    }
+}
+
+#if WIDTH == 64
+/* The same where every channel reaches the one target that lies where it lies; `bits` of that pixel. */
+TARGET static void NAME(one_to_one)(const Source *s, int64_t first, int64_t targets, const uint64_t *bits, int32_t *out)
+{
+    const __m128i shift = _mm_cvtsi32_si128((int)s->shift);
+    for (int64_t c = 0; c < targets; c += 16) { /* a block starts at a multiple of 64 */
+        const __mmask16 here = (__mmask16)(bits[(first + c) / 64] >> (first + c) % 64);
+        const __mmask16 inside = targets - c < 16 ? (__mmask16)((1 << (targets - c)) - 1) : 0xffff;
+        const __m512i w = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(inside, s->weight + first + c));
+        const __m512i sum = _mm512_loadu_si512(out + c);
+        _mm512_storeu_si512(out + c, _mm512_mask_add_epi32(sum, here, sum, _mm512_sll_epi32(w, shift)));
+    }
+}
+#endif
+
+#if WIDTH == 64
+/* Spikes, bits [rows][block], to bytes: [targets][all pixels] of an image, or the rows themselves if it has one pixel. */
+TARGET static void NAME(write_spikes)(const uint8_t *tile, int64_t block, int64_t rows, int64_t targets,
+                                      int64_t all_pixels, uint8_t *to, int64_t row_step)
+{
+    for (int64_t c = 0; c < targets; c += 64) {
+        const int64_t lines = targets - c < 64 ? targets - c : 64;
+        for (int64_t first = 0; first < rows; first += 64) {
+            const int64_t left = rows - first < 64 ? rows - first : 64;
+            uint64_t words[64];
+            for (int64_t r = 0; r < left; r++) memcpy(words + r, tile + ((first + r) * block + c) / 8, 8);
+            if (all_pixels == 1) {
+                const __mmask64 inside = lines < 64 ? (1ull << lines) - 1 : ~0ull;
+                for (int64_t r = 0; r < left; r++)
+                    _mm512_mask_storeu_epi8(to + (first + r) * row_step + c, inside, _mm512_maskz_set1_epi8(words[r], 1));
+                continue;
+            }
+            for (int64_t r = left; r < 64; r++) words[r] = 0;
+            NAME(transpose_bits)(words);
+            const __mmask64 inside = left < 64 ? (1ull << left) - 1 : ~0ull;
+            for (int64_t i = 0; i < lines; i++)
+                _mm512_mask_storeu_epi8(to + (c + i) * all_pixels + first, inside, _mm512_maskz_set1_epi8(words[i], 1));
+        }
+    }
+}
+#else
+/* Transpose 16 x 16 bytes: four times the first halves of all rows, each beside the one eight rows on. */
+TARGET INLINE void NAME(transpose)(Bytes *r)
+{
+    for (int round = 0; round < 4; round++) {
+        Bytes next[TILE];
+#pragma GCC unroll 8
+        for (int i = 0; i < TILE / 2; i++) {
+            next[2 * i] = SHUFFLE(r[i], r[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] = SHUFFLE(r[i], r[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        memcpy(r, next, sizeof next);
+    }
+}
+
+/* Spikes [rows][block] to [targets][all pixels] of an image, or the rows themselves if it has one pixel. */
+TARGET static void NAME(write_spikes)(const uint8_t *tile, int64_t block, int64_t pixels, int64_t targets,
+                                      int64_t all_pixels, uint8_t *to, int64_t row_step)
+{
+    if (all_pixels == 1) {
+        for (int64_t r = 0; r < pixels; r++) memcpy(to + r * row_step, tile + r * block, (size_t)targets);
         return;
     }
     for (int64_t c = 0; c < targets; c += TILE) {
         const int64_t n = targets - c < TILE ? targets - c : TILE;
         for (int64_t first = 0; first < pixels; first += TILE) {
-            Row rows[TILE];
+            const int64_t left = pixels - first < TILE ? pixels - first : TILE;
+            Bytes rows[TILE];
 #pragma GCC unroll 16
-            for (int p = 0; p < TILE; p++) rows[p] = *(const Row *)(tile + (first + p) * s->block + c);
+            for (int p = 0; p < TILE; p++) rows[p] = *(const Bytes *)(tile + (first + p) * block + c);
             NAME(transpose)(rows);
-            const int64_t left = pixels - first;
-            int32_t *to = drive + c * pixels_out + first;
-            for (int64_t i = 0; i < n; i++, to += pixels_out) {
-                Row row = rows[i] << shift;
-                if (left >= TILE && add) *(Row *)to += row;
-                else if (left >= TILE) *(Row *)to = row;
-                else for (int64_t p = 0; p < left; p++) to[p] = (add ? to[p] : 0) + row[p];
+            for (int64_t i = 0; i < n; i++) {
+                uint8_t *at = to + (c + i) * all_pixels + first;
+                if (left == TILE) *(Bytes *)at = rows[i];
+                else memcpy(at, &rows[i], (size_t)left);
             }
         }
     }
 }
-
-/* One image: event lists of all its pixels to the drive of `targets` neurons at every output pixel. */
-TARGET static void NAME(sum_image)(const Sums *s, const uint8_t *weight, int64_t targets, const uint16_t *lists,
-                                   const int32_t *counts, uint32_t *rows, int32_t *tile, int32_t *drive)
-{
-    const int64_t block = s->block, span = PIXELS(block);
-    for (int64_t first = 0; first < s->pixels_out; first += span) {
-        int64_t pixels = s->pixels_out - first < span ? s->pixels_out - first : span;
-        for (int64_t p = 0; p < pixels; p++) {
-            int64_t n = NAME(collect_rows)(s, s->source + (first + p) * s->taps, lists, counts, rows);
-            int32_t *out = tile + p * block;
-            if (!n) {
-                memset(out, 0, (size_t)block * sizeof *out);
-                continue;
-            }
-            for (int64_t column = 0; column < block; column += COLUMNS) {
-                int64_t left = block - column < COLUMNS ? block - column : COLUMNS;
-                const uint8_t *from = weight + column;
-                switch (left / LANES) {
-                case 1: NAME(add_rows)(from, rows, n, 1 * LANES / WIDTH, out + column); break;
-                case 2: NAME(add_rows)(from, rows, n, (COLUMNS < 128 ? COLUMNS : 128) / WIDTH, out + column); break;
-                case 4: NAME(add_rows)(from, rows, n, (COLUMNS < 256 ? COLUMNS : 256) / WIDTH, out + column); break;
-                default: NAME(add_rows)(from, rows, n, COLUMNS / WIDTH, out + column); break;
-                }
-            }
-        }
-        NAME(write_tile)(tile, s, pixels, targets, drive + first);
-    }
-}
-
-/* All images of a block; 0 where memory ran out. */
-TARGET static int NAME(event_sums)(Sums *s)
-{
-    const int64_t images = s->steps * s->samples, size = s->pixels_in * s->channels, block = s->block;
-    int64_t together = LIST_BYTES / (2 * size + 4 * s->pixels_in);
-    together = together < 1 ? 1 : together > images ? images : together;
-    uint16_t *lists = malloc((size_t)(together * size + 16) * sizeof *lists); /* read in sixteens */
-    int32_t *counts = malloc((size_t)(together * s->pixels_in) * sizeof *counts);
-    uint32_t *rows = malloc((size_t)(s->taps * s->channels + 16) * sizeof *rows);
-    int32_t *tile = malloc((size_t)(PIXELS(block) * block) * sizeof *tile);
-    const int done = lists && counts && rows && tile;
-    for (int64_t first = 0; done && first < images; first += together) {
-        int64_t here = images - first < together ? images - first : together;
-        for (int64_t i = 0; i < here; i++) {
-            const uint8_t *x = s->x + (first + i) / s->samples * s->x_step + (first + i) % s->samples * s->x_sample;
-            s->events += NAME(list_events)(x, s->channels, s->pixels_in, lists + i * size, counts + i * s->pixels_in);
-        }
-        for (int64_t target = 0; target < s->targets; target += block) { /* weights of one block stay in the cache */
-            const uint8_t *weight = s->weight + target * s->taps * s->channels;
-            int64_t targets = s->targets - target < block ? s->targets - target : block;
-            for (int64_t i = 0; i < here; i++) {
-                int32_t *drive = s->drive + (first + i) / s->samples * s->drive_step
-                                 + (first + i) % s->samples * s->drive_sample + target * s->pixels_out;
-                NAME(sum_image)(s, weight, targets, lists + i * size, counts + i * s->pixels_in, rows, tile, drive);
-            }
-        }
-    }
-    free(lists);
-    free(counts);
-    free(rows);
-    free(tile);
-    return done;
-}
+#endif
 
 /* trunc(x keep / 4096) for |x| <= 2^29: x = 4096 high + low, 0 <= low, and high keep needs no rounding. Adding 4095
  * before the shift rounds up, which is toward zero for a negative x. */
-TARGET INLINE int32_t NAME(decay)(int32_t x, int32_t keep)
+TARGET INLINE NAME(Ints) NAME(decay)(NAME(Ints) x, int32_t keep)
 {
     return (x >> 12) * keep + (((x & 4095) * keep + ((x >> 31) & 4095)) >> 12);
 }
 
-enum { NAME(BLOCK) = 1024 }; /* neurons whose state stays in the first-level cache */
-
-/* All steps of up to BLOCK neurons. `guarded`: wrap, saturate and count. Otherwise the state is only watched; returns 0
- * if it has left its width, and the caller starts again from the state before. */
-TARGET INLINE int NAME(steps)(Neurons *a, int64_t sample, int64_t first, int64_t n, const int memory, const int leak,
-                              const int guarded)
+/* x, saturated at +-most. */
+TARGET INLINE NAME(Ints) NAME(within)(NAME(Ints) x, int32_t most)
 {
-    int32_t *restrict u = memory ? a->u + sample * a->neurons + first : NULL;
-    int32_t *restrict v = a->v + sample * a->neurons + first;
-    const int32_t *restrict bias = a->bias + first;
+#if WIDTH == 64
+    return (NAME(Ints))_mm512_max_epi32(_mm512_min_epi32((__m512i)x, _mm512_set1_epi32(most)), _mm512_set1_epi32(-most));
+#elif WIDTH == 32
+    return (NAME(Ints))_mm256_max_epi32(_mm256_min_epi32((__m256i)x, _mm256_set1_epi32(most)), _mm256_set1_epi32(-most));
+#else
+    const NAME(Ints) above = x > most, below = x < -most;
+    return (above & most) | (below & -most) | (x & ~(above | below));
+#endif
+}
+
+/* One step of n neurons (whole vectors): u and v in place, spikes as bits where the vectors are wide, else as bytes. */
+TARGET INLINE void NAME(neurons)(Layer *a, const int32_t *drive, int32_t *u, int32_t *v, const int32_t *bias,
+                                 uint8_t *spikes, int64_t n, const int memory, const int leak, const int may_wrap,
+                                 NAME(Ints) *wraps, NAME(Ints) *saturations)
+{
     const int32_t keep_u = (int32_t)a->keep_u, keep_v = (int32_t)a->keep_v, threshold = (int32_t)a->threshold;
-    const int32_t zero = (int32_t)a->zero, amount = (int32_t)a->amount, limit = (int32_t)a->limit;
-    const uint32_t mask = 2 * (uint32_t)limit - 1;
-    const int32_t v_max = limit - 1;
-    uint8_t unused[NAME(BLOCK)];
-    for (int64_t t = 0; t < a->steps; t++) {
-        const int32_t *restrict drive = a->drive + t * a->drive_step + sample * a->drive_sample + first;
-        uint8_t *restrict spikes = a->spikes ? a->spikes + t * a->spikes_step + sample * a->spikes_sample + first : unused;
-        int32_t wraps = 0, saturations = 0, most = 0, least = 0;
-        for (int64_t i = 0; i < n; i++) {
-            int32_t new_u = drive[i] + (memory ? NAME(decay)(u[i], keep_u) : 0);
-            if (guarded) {
-                int32_t exact = new_u;
-                new_u = limit - (int32_t)(((uint32_t)limit - (uint32_t)exact) & mask);
-                wraps += new_u != exact;
-            } else {
-                most = new_u > most ? new_u : most;
-                least = new_u < least ? new_u : least;
-            }
-            if (memory) u[i] = new_u;
-            int32_t new_v = (int32_t)((uint32_t)(leak ? NAME(decay)(v[i], keep_v) : v[i]) + (uint32_t)new_u
-                                      + (uint32_t)bias[i]);
-            if (guarded) {
-                int32_t exact = new_v;
-                new_v = exact > v_max ? v_max : exact;
-                new_v = new_v < -v_max ? -v_max : new_v;
-                saturations += new_v != exact;
-            } else {
-                most = new_v > most ? new_v : most;
-                least = new_v < least ? new_v : least;
-            }
-            int32_t fired = -(new_v > threshold);
-            spikes[i] = (uint8_t)(fired & 1);
-            v[i] = (int32_t)((uint32_t)new_v - (uint32_t)(fired & ((new_v & zero) | amount)));
+    const int32_t zero = (int32_t)a->zero, amount = (int32_t)a->amount, v_max = (int32_t)a->limit - 1;
+    const uint32_t limit = (uint32_t)a->limit, mask = 2 * limit - 1;
+    for (int64_t i = 0; i < n; i += WIDTH / 4) {
+        NAME(Ints) x = *(const NAME(Ints) *)(drive + i);
+        if (memory) x += NAME(decay)(*(NAME(Ints) *)(u + i), keep_u);
+        if (may_wrap) {
+            const NAME(Ints) exact = x;
+            x = (NAME(Ints))(limit - ((limit - (NAME(Words))exact) & mask));
+            *wraps -= x != exact;
         }
-        if (!guarded && (most > v_max || least < -v_max)) return 0; /* u may reach limit; too careful by one */
-        a->wraps += wraps;
-        a->saturations += saturations;
-        if (memory && a->v_trace) {
-            int64_t at = t * a->trace_step + sample * a->trace_sample + first;
-            for (int64_t i = 0; i < n; i++) {
-                a->current_trace[at + i] = drive[i];
-                a->u_trace[at + i] = u[i];
-                a->v_trace[at + i] = v[i];
-            }
-        }
+        if (memory) *(NAME(Ints) *)(u + i) = x;
+        const NAME(Ints) before = *(NAME(Ints) *)(v + i);
+        const NAME(Ints) exact = (leak ? NAME(decay)(before, keep_v) : before) + x + *(const NAME(Ints) *)(bias + i);
+        const NAME(Ints) y = NAME(within)(exact, v_max);
+        *saturations -= y != exact;
+#if WIDTH == 64
+        const __mmask16 fired = _mm512_cmpgt_epi32_mask((__m512i)y, _mm512_set1_epi32(threshold));
+        memcpy(spikes + i / 8, &fired, sizeof fired);
+        *(__m512i_u *)(v + i) = _mm512_mask_sub_epi32((__m512i)y, fired, (__m512i)y, (__m512i)((y & zero) | amount));
+#else
+        const NAME(Ints) fired = y > threshold;
+        *(NAME(Few) *)(spikes + i) = __builtin_convertvector(fired & 1, NAME(Few));
+        *(NAME(Ints) *)(v + i) = y - (fired & ((y & zero) | amount));
+#endif
     }
+}
+
+/* What the rows of a tile are: pixels of one image, or the steps of a sample whose image is a single pixel. */
+typedef struct {
+    int64_t sample, step, pixel, rows;
+    int64_t image; /* among those whose events are listed */
+} NAME(Tile);
+
+/* All that arrives at the rows of a tile, int32 [rows][block]. */
+TARGET static void NAME(sum_tile)(const Layer *a, const NAME(Tile) *tile, int64_t b, uint32_t *rows, int32_t *drive)
+{
+    const int64_t block = a->block, first = b * block, single = a->pixels == 1;
+    const int64_t targets = a->targets - first < block ? a->targets - first : block;
+    int written = 0;
+    if (a->extra) {
+        memset(drive, 0, (size_t)(tile->rows * block) * sizeof *drive);
+        for (int64_t r = 0; r < tile->rows; r++) {
+            const int32_t *from = a->extra + tile->sample * a->extra_sample
+                                  + (tile->step + (single ? r : 0)) * a->extra_step + first * a->pixels
+                                  + (single ? 0 : tile->pixel + r);
+            if (single) memcpy(drive + r * block, from, (size_t)targets * sizeof *drive);
+            else for (int64_t c = 0; c < targets; c++) drive[r * block + c] = from[c * a->pixels];
+        }
+        written = 1;
+    }
+    for (int64_t i = 0; i < a->n_sources; i++) {
+        const Source *s = a->sources + i;
+        const uint8_t *weight = s->weight + b * s->taps * s->channels * block;
+        if (s->to && !written) memset(drive, 0, (size_t)(tile->rows * block) * sizeof *drive);
+        for (int64_t r = 0; r < tile->rows; r++) {
+            const int64_t image = tile->image + (single ? r : 0), pixel = tile->pixel + (single ? 0 : r);
+            const uint32_t *lists = s->lists + image * (s->channels + SPARE) * (s->pixels_in + 1);
+            const int32_t *counts = s->counts + image * (s->pixels_in + 1);
+#if WIDTH == 64
+            if (s->one_to_one) {
+                const uint64_t *bits = s->bits + (image * s->pixels_in + pixel) * ((s->channels + 63) / 64);
+                NAME(one_to_one)(s, first, targets, bits, drive + r * block);
+            } else
+#endif
+            if (s->to) NAME(scatter)(s, first, block, pixel, lists, counts, drive + r * block);
+            else NAME(sum_rows)(s, weight, block, pixel, lists, counts, rows, written, drive + r * block);
+        }
+        written = 1;
+    }
+    if (!written) memset(drive, 0, (size_t)(tile->rows * block) * sizeof *drive);
+}
+
+TARGET static void NAME(trace_row)(const Layer *a, int64_t at, int64_t targets, const int32_t *drive, const int32_t *u,
+                                   const int32_t *v)
+{
+    for (int64_t c = 0; c < targets; c++) {
+        a->current_trace[at + c * a->pixels] = drive[c];
+        a->u_trace[at + c * a->pixels] = u[c];
+        a->v_trace[at + c * a->pixels] = v[c];
+    }
+}
+
+/* The neurons of a tile, row by row, and their spikes to where they belong. */
+TARGET INLINE void NAME(update_tile)(Layer *a, const NAME(Tile) *tile, int64_t b, const int32_t *drive,
+                                     uint8_t *spikes, const int memory, const int leak, const int may_wrap)
+{
+    const int64_t block = a->block, blocks = (a->targets + block - 1) / block, single = a->pixels == 1;
+    const int64_t targets = a->targets - b * block < block ? a->targets - b * block : block;
+    NAME(Ints) wraps = {0}, saturations = {0};
+    for (int64_t r = 0; r < tile->rows; r++) {
+        const int64_t pixel = single ? 0 : tile->pixel + r, step = tile->step + (single ? r : 0);
+        const int64_t at = ((tile->sample * blocks + b) * a->pixels + pixel) * block;
+        const int32_t *bias = a->bias + (a->bias_per_pixel ? b * a->pixels + pixel : b) * block;
+        int32_t *u = memory ? a->u + at : NULL, *v = a->v + at;
+        NAME(neurons)(a, drive + r * block, u, v, bias, spikes + r * block / (WIDTH == 64 ? 8 : 1), block, memory, leak, may_wrap, &wraps,
+                      &saturations);
+        if (memory && a->v_trace)
+            NAME(trace_row)(a, step * a->trace_step + tile->sample * a->trace_sample + b * block * a->pixels + pixel,
+                            targets, drive + r * block, u, v);
+    }
+    for (int i = 0; i < WIDTH / 4; i++) {
+        a->wraps += wraps[i];
+        a->saturations += saturations[i];
+    }
+    if (!a->spikes) return;
+    uint8_t *to = a->spikes + tile->sample * a->spikes_sample + tile->step * a->spikes_step + b * block * a->pixels;
+    NAME(write_spikes)(spikes, block, tile->rows, targets, a->pixels, to + tile->pixel, a->spikes_step);
+}
+
+TARGET static void NAME(run_tile)(Layer *a, const NAME(Tile) *tile, int64_t b, uint32_t *rows, int32_t *drive,
+                                  uint8_t *spikes)
+{
+    NAME(sum_tile)(a, tile, b, rows, drive);
+    const int leak = a->keep_v != 4096;
+    if (a->u && leak) NAME(update_tile)(a, tile, b, drive, spikes, 1, 1, 1);
+    else if (a->u) NAME(update_tile)(a, tile, b, drive, spikes, 1, 0, 1);
+    else if (leak) NAME(update_tile)(a, tile, b, drive, spikes, 0, 1, 1);
+    else if (a->may_wrap) NAME(update_tile)(a, tile, b, drive, spikes, 0, 0, 1);
+    else NAME(update_tile)(a, tile, b, drive, spikes, 0, 0, 0);
+}
+
+/* Events of one image of every source; none before the step at which the first ones arrive. */
+TARGET static void NAME(list_image)(const Layer *a, int64_t image, int64_t sample, int64_t step)
+{
+    for (int64_t i = 0; i < a->n_sources; i++) {
+        const Source *s = a->sources + i;
+        uint32_t *lists = s->lists + image * (s->channels + SPARE) * (s->pixels_in + 1);
+        int32_t *counts = s->counts + image * (s->pixels_in + 1);
+        const int64_t words = s->pixels_in * ((s->channels + 63) / 64);
+        const uint8_t *x = s->x + (step - s->silent) * s->x_step + sample * s->x_sample;
+        const uint32_t unit = s->to ? 1 : (uint32_t)a->block;
+        counts[s->pixels_in] = 0; /* the padding */
+        if (step < s->silent) {
+            memset(counts, 0, (size_t)s->pixels_in * sizeof *counts);
+            memset(s->bits + image * words, 0, (size_t)words * sizeof *s->bits);
+        }
+#if WIDTH == 64
+        else if (s->one_to_one) NAME(list_bits)(x, s->channels, s->pixels_in, s->bits + image * words);
+#endif
+        else NAME(list_events)(x, s->channels, s->pixels_in, unit, s->bits + image * words, lists, counts);
+    }
+}
+
+/* Whether every channel of a connection reaches just the target that lies where it lies. */
+TARGET static int NAME(is_one_to_one)(const Layer *a, const Source *s)
+{
+    if (!s->to || s->fan != 1 || s->taps != 1 || s->channels != a->targets || s->pixels_in != a->pixels) return 0;
+    for (int64_t c = 0; c < s->channels; c++)
+        if (s->to[c] != c) return 0;
+    for (int64_t p = 0; p < a->pixels; p++)
+        if (s->under[p] != p) return 0;
     return 1;
 }
 
-TARGET INLINE void NAME(block_steps)(Neurons *a, int64_t sample, int64_t first, int64_t n, const int memory,
-                                     const int leak)
+/* All images of the block; a sample's steps one after another. 0 where memory ran out. */
+TARGET static int NAME(layer_steps)(Layer *a)
 {
-    int32_t *u = memory ? a->u + sample * a->neurons + first : NULL, *v = a->v + sample * a->neurons + first;
-    int32_t u_before[NAME(BLOCK)], v_before[NAME(BLOCK)];
-    if (memory) memcpy(u_before, u, (size_t)n * sizeof *u);
-    memcpy(v_before, v, (size_t)n * sizeof *v);
-    if (NAME(steps)(a, sample, first, n, memory, leak, 0)) return;
-    if (memory) memcpy(u, u_before, (size_t)n * sizeof *u);
-    memcpy(v, v_before, (size_t)n * sizeof *v);
-    NAME(steps)(a, sample, first, n, memory, leak, 1);
-}
-
-TARGET static void NAME(neuron_steps)(Neurons *a)
-{
-    for (int64_t sample = 0; sample < a->samples; sample++)
-        for (int64_t first = 0; first < a->neurons; first += NAME(BLOCK)) {
-            int64_t n = a->neurons - first < NAME(BLOCK) ? a->neurons - first : NAME(BLOCK);
-            if (a->u && a->keep_v != 4096) NAME(block_steps)(a, sample, first, n, 1, 1);
-            else if (a->u) NAME(block_steps)(a, sample, first, n, 1, 0);
-            else if (a->keep_v != 4096) NAME(block_steps)(a, sample, first, n, 0, 1);
-            else NAME(block_steps)(a, sample, first, n, 0, 0);
+    const int64_t images = a->steps * a->samples, block = a->block, single = a->pixels == 1, span = PIXELS(block);
+    int64_t bytes = 1, most_rows = 0;
+    for (int64_t i = 0; i < a->n_sources; i++) {
+        const Source *s = a->sources + i;
+        bytes += 4 * s->pixels_in * (s->channels + SPARE);
+        most_rows = s->taps * s->channels > most_rows ? s->taps * s->channels : most_rows;
+    }
+    int64_t together = LIST_BYTES / bytes;
+    together = together < 1 ? 1 : together > images ? images : together;
+    uint32_t *rows = malloc((size_t)(most_rows + SPARE) * sizeof *rows);
+    int32_t *drive = malloc((size_t)(span * block) * sizeof *drive);
+    uint8_t *spikes = malloc((size_t)(span * block));
+    int done = rows && drive && spikes;
+    for (int64_t i = 0; i < a->n_sources; i++) {
+        Source *s = a->sources + i;
+        s->lists = malloc((size_t)(together * (s->channels + SPARE) * (s->pixels_in + 1)) * sizeof *s->lists);
+        s->counts = malloc((size_t)(together * (s->pixels_in + 1)) * sizeof *s->counts);
+        s->bits = malloc((size_t)(together * s->pixels_in * ((s->channels + 63) / 64)) * sizeof *s->bits);
+        s->one_to_one = NAME(is_one_to_one)(a, s);
+        done = done && s->lists && s->counts && s->bits;
+    }
+    for (int64_t first = 0; done && first < images; first += together) {
+        const int64_t last = images - first < together ? images : first + together;
+        for (int64_t i = first; i < last; i++) NAME(list_image)(a, i - first, i / a->steps, i % a->steps);
+        for (int64_t b = a->first_block; b < a->last_block; b++) { /* weights of one block stay in the cache */
+            for (int64_t i = first; i < last;) {
+                NAME(Tile) tile = {i / a->steps, i % a->steps, 0, 1, i - first};
+                if (single) {
+                    tile.rows = a->steps - tile.step < last - i ? a->steps - tile.step : last - i;
+                    tile.rows = tile.rows < span ? tile.rows : span;
+                    NAME(run_tile)(a, &tile, b, rows, drive, spikes);
+                    i += tile.rows;
+                    continue;
+                }
+                for (int64_t p = a->first_pixel; p < a->last_pixel; p += span) {
+                    tile.pixel = p;
+                    tile.rows = a->last_pixel - p < span ? a->last_pixel - p : span;
+                    NAME(run_tile)(a, &tile, b, rows, drive, spikes);
+                }
+                i++;
+            }
         }
+    }
+    for (int64_t i = 0; i < a->n_sources; i++) {
+        free(a->sources[i].lists);
+        free(a->sources[i].counts);
+        free(a->sources[i].bits);
+    }
+    free(rows);
+    free(drive);
+    free(spikes);
+    return done;
 }

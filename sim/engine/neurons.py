@@ -1,9 +1,9 @@
 """The neuron loop of the fast engine: many steps of a block of neurons, in place.
 
-A drive of int32 goes to the compiled kernel. Otherwise this is :func:`lapilli.arithmetic.neuron_step` in floating
-point, which is exact here: the integers stay below the mantissa's limit, ``(4096 - d) / 4096`` has 12 bits, and
-truncation is truncation. The range of the drive that really arrives tells before the loop whether a state can leave its
-width at all; only then does the loop look for it.
+Where the compiled kernel does not run, this is :func:`lapilli.arithmetic.neuron_step` in floating point, which is exact
+here: the integers stay below the mantissa's limit, ``(4096 - d) / 4096`` has 12 bits, and truncation is truncation. The
+range of the drive that really arrives tells before the loop whether a state can leave its width at all; only then does
+the loop look for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ...arithmetic import neuron_step, saturate, wrap
 from ...network import DECAY_ONE, IntArray, Population, Shape
-from . import kernels
+from .packing import Layout
 from .sums import FLOAT32_EXACT
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -24,24 +24,26 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass
 class State:
-    """Current and membrane of a population between blocks: int32 in the compiled kernels, else float64.
+    """Current and membrane of a population between blocks.
 
     Attributes
     ----------
-    u : [B, *shape] or None
-        None where the current has no memory (``du = 4096``).
-    v : [B, *shape]
+    u : float64 [B, *shape] or int32 [B, *layout.shape], or None
+        In the compiled kernel int32. None where the current has no memory (``du = 4096``).
+    v : the same
     """
 
     u: Array | None
     v: Array
 
     @classmethod
-    def at_rest(cls, population: Population, batch: int, dtype: Any = np.float64, keep_u: bool = False) -> State:
+    def at_rest(cls, population: Population, batch: int, layout: Layout | None = None, keep_u: bool = False) -> State:
         """State at the start of a window; ``keep_u``: also the current without memory, for a trace of it."""
-        size = (batch, *population.shape)
-        u = np.zeros(size, dtype) if keep_u or population.du != DECAY_ONE else None
-        return cls(u, np.full(size, population.v_init, dtype))
+        dtype = np.int32 if layout else np.float64
+        v = np.full((batch, *(layout.shape if layout else population.shape)), population.v_init, dtype)
+        if layout and layout.targets % layout.block:
+            v[:, -1, :, layout.targets % layout.block :] = 0  # they fill up the block and never spike
+        return cls(np.zeros_like(v) if keep_u or population.du != DECAY_ONE else None, v)
 
     def of(self, samples: slice) -> State:
         """View of some samples."""
@@ -93,7 +95,7 @@ def run_neurons(population: Population, drive: Array, state: State, spikes: Arra
     Parameters
     ----------
     population : Population
-    drive : int32, float32, float64 or int64 [t, b, *shape]
+    drive : float32, float64 or int64 [t, b, *shape]
         ``I 2^f``; not changed.
     state : State
         ``[b, *shape]``
@@ -103,11 +105,6 @@ def run_neurons(population: Population, drive: Array, state: State, spikes: Arra
     """
     if not drive.size:
         return Events(0, 0)
-    if drive.dtype == np.int32:
-        traces = (trace.current, trace.u, trace.v) if trace else None
-        bias = np.ascontiguousarray(np.broadcast_to(population.bias, population.shape), np.int32)
-        fired = spikes if population.spikes else None
-        return Events(*kernels.neuron_steps(population, drive, state.u, state.v, bias, fired, traces))
     if drive.dtype == np.int64:
         return _reference_steps(population, drive, state, spikes, trace)
     reach = reach_of(population, drive, state)

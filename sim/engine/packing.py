@@ -1,96 +1,161 @@
-"""Weights laid out for the compiled kernels, and which input pixel lies under which tap of a kernel."""
+"""How a population and its synapses lie in memory for the compiled kernel."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ...network import Conv2d, Dense, Shape, Synapse
+from ...network import Conv2d, Dense, Population, Scale, Shape, Synapse
 
 LANES = 64  # weights of a row come in groups of 64 bytes, as kernels.c expects
 CACHE = 640 * 1024  # bytes of weights that stay in a core's second-level cache beside the spikes
-LARGEST_BLOCK = 512
-MAX_CHANNELS = 2**16 - 1  # event lists hold 16 bits per event
+LARGEST_BLOCK = 256  # targets: more gain nothing, and two threads can share a layer of 512
 MAX_ROWS = 2**31  # bytes: offsets of rows have 32 bits
 
 
 @dataclass(frozen=True)
-class Packed:
+class Layout:
+    """Where the neurons of a population lie: targets x pixels, cut into blocks of targets.
+
+    Attributes
+    ----------
+    targets, pixels : int
+        Channels and pixels, or all neurons and 1 where nothing arrives by a convolution.
+    block : int
+        Targets that are worked off together; the last block is filled up with neurons that never spike.
+    """
+
+    targets: int
+    pixels: int
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.targets // self.block)
+
+    @property
+    def shape(self) -> Shape:
+        """Of an array with one value per neuron: (blocks, pixels, block)."""
+        return (self.blocks, self.pixels, self.block)
+
+    def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+        """[targets, n] to int32 [blocks, n, block]."""
+        padded = np.zeros((self.blocks * self.block, values.shape[1]), np.int32)
+        padded[: self.targets] = values
+        return np.ascontiguousarray(padded.reshape(self.blocks, self.block, -1).transpose(0, 2, 1))
+
+    def restore(self, values: npt.NDArray[np.int32], shape: Shape) -> npt.NDArray[np.int64]:
+        """[B, blocks, pixels, block] to int64 [B, *shape]."""
+        by_target = values.transpose(0, 1, 3, 2).reshape(len(values), -1, self.pixels)[:, : self.targets]
+        return by_target.reshape(len(values), *shape).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Rows:
     """A synapse as rows of weights: one row per (tap, input channel), added up for every event.
 
     Attributes
     ----------
-    channels, targets : int
-        Input channels and target channels of one group; of a dense synapse, all source and target neurons.
-    pixels_in, pixels_out, taps : int
-        1 for a dense synapse.
-    source : int32 [pixels_out, taps]
-        Input pixel under each tap, -1 in the padding.
-    weight : uint8 [groups, blocks, taps x channels, block]
+    channels, pixels_in, taps : int
+        Of a dense synapse: all source neurons, 1 and 1.
+    under : int32 [pixels, taps]
+        Input pixel under each tap, ``pixels_in`` in the padding.
+    weight : uint8 [blocks, taps x channels, block]
         Weight + 128. A row is cut into groups of 64 targets; of these, target ``i`` is byte ``2 i`` and target
         ``32 + i`` byte ``2 i + 1``: the halves of one 16-bit lane.
     """
 
-    groups: int
     channels: int
-    targets: int
     pixels_in: int
-    pixels_out: int
     taps: int
-    block: int
-    source: npt.NDArray[np.int32]
+    under: npt.NDArray[np.int32]
     weight: npt.NDArray[np.uint8]
 
 
-def pack(synapse: Synapse, source: Shape, target: Shape) -> Packed | None:
-    """Lay out a synapse; None where the event kernel is no use (one-to-one, depthwise, too many channels)."""
+@dataclass(frozen=True)
+class Fans:
+    """A synapse in which a channel reaches few targets: one-to-one, depthwise, groups.
+
+    Attributes
+    ----------
+    channels, pixels_in, taps, under
+        As in :class:`Rows`.
+    to : int32 [channels]
+        First target of each channel.
+    weight : int8 [taps, channels, fan]
+        Of the targets from there on.
+    """
+
+    channels: int
+    pixels_in: int
+    taps: int
+    under: npt.NDArray[np.int32]
+    to: npt.NDArray[np.int32]
+    weight: npt.NDArray[np.int8]
+
+
+Packed: TypeAlias = Rows | Fans
+
+
+def lay_out(population: Population, synapses: list[Synapse]) -> Layout:
+    """Layout of a population at which these synapses arrive by spikes."""
+    convolutions = [s for s in synapses if isinstance(s, Conv2d)]
+    targets = population.shape[0] if convolutions else population.size
+    rows = [s for s in convolutions if s.groups == 1] or [s for s in synapses if isinstance(s, Dense)]
+    return Layout(targets, population.size // targets, _block(targets, sum(s.weight[0].size for s in rows)))
+
+
+def pack(synapse: Synapse, source: Shape, target: Shape, layout: Layout) -> Packed | None:
+    """Lay out a synapse; None where NumPy has to do: too large, or dense into neurons that lie by pixels."""
+    size = int(np.prod(source))
     if isinstance(synapse, Dense):
-        n_out, n_in = synapse.weight.shape
-        return _packed(synapse.weight.reshape(1, n_out, n_in, 1), np.zeros((1, 1), np.int32), 1)
-    if isinstance(synapse, Conv2d):
-        c_out, c_in, k_y, k_x = synapse.weight.shape
-        if synapse.groups > 1 and min(c_in, c_out // synapse.groups) < 16:
+        if layout.pixels > 1:
             return None
-        weight = synapse.weight.reshape(synapse.groups, c_out // synapse.groups, c_in, k_y * k_x)
-        return _packed(weight, under_each_tap(synapse, source, target), source[1] * source[2])
-    return None
+        return _rows(synapse.weight[:, :, None], np.zeros((1, 1), np.int32), 1, layout)
+    if isinstance(synapse, Scale):
+        channels = layout.targets
+        weight = np.repeat(np.broadcast_to(synapse.weight, source[:1]), size // source[0])
+        every = np.arange(layout.pixels, dtype=np.int32)[:, None]
+        to = np.arange(channels, dtype=np.int32)
+        return Fans(channels, layout.pixels, 1, every, to, weight[:: layout.pixels].reshape(1, channels, 1).copy())
+    under, pixels_in = under_each_tap(synapse, source, target), source[1] * source[2]
+    c_out, c_in, k_y, k_x = synapse.weight.shape
+    if synapse.groups == 1:
+        return _rows(synapse.weight.reshape(c_out, c_in, k_y * k_x), under, pixels_in, layout)
+    fan = c_out // synapse.groups
+    weight = synapse.weight.reshape(synapse.groups, fan, c_in, k_y * k_x).transpose(3, 0, 2, 1)
+    to = np.repeat(np.arange(synapse.groups, dtype=np.int32) * fan, c_in)
+    weight = np.ascontiguousarray(weight.reshape(k_y * k_x, source[0], fan))
+    return Fans(source[0], pixels_in, k_y * k_x, under, to, weight)
 
 
 def under_each_tap(synapse: Conv2d, source: Shape, target: Shape) -> npt.NDArray[np.int32]:
-    """Input pixel under each tap at each output pixel: int32 [Y_out X_out, K_y K_x], -1 in the padding."""
+    """Input pixel under each tap at each output pixel: int32 [Y_out X_out, K_y K_x], ``Y X`` in the padding."""
     (py, px), (sy, sx), (dy, dx) = synapse.padding, synapse.stride, synapse.dilation
     _, _, k_y, k_x = synapse.weight.shape
     y = np.arange(target[1])[:, None] * sy + np.arange(k_y) * dy - py
     x = np.arange(target[2])[:, None] * sx + np.arange(k_x) * dx - px
     y, x = y[:, None, :, None], x[None, :, None, :]
     inside = (y >= 0) & (y < source[1]) & (x >= 0) & (x < source[2])
-    return np.where(inside, y * source[2] + x, -1).reshape(-1, k_y * k_x).astype(np.int32)
+    return np.where(inside, y * source[2] + x, source[1] * source[2]).reshape(-1, k_y * k_x).astype(np.int32)
 
 
-def _packed(weight: npt.NDArray[np.int8], source: npt.NDArray[np.int32], pixels_in: int) -> Packed | None:
-    """Pack int8 [groups, targets, channels, taps]."""
-    groups, targets, channels, taps = weight.shape
-    block = _block(targets, taps * channels)
-    if channels > MAX_CHANNELS or taps * channels * block > MAX_ROWS:
+def _rows(weight: npt.NDArray[np.int8], under: npt.NDArray[np.int32], pixels_in: int, layout: Layout) -> Rows | None:
+    """Pack int8 [targets, channels, taps]."""
+    targets, channels, taps = weight.shape
+    blocks, block = layout.blocks, layout.block
+    if taps * channels * block > MAX_ROWS:
         return None
-    blocks = -(-targets // block)
-    rows = np.zeros((groups, blocks * block, taps * channels), np.int8)
-    rows[:, :targets] = weight.transpose(0, 1, 3, 2).reshape(groups, targets, taps * channels)
+    rows = np.zeros((blocks * block, taps * channels), np.int8)
+    rows[:targets] = weight.transpose(0, 2, 1).reshape(targets, taps * channels)
     biased = rows.view(np.uint8) ^ np.uint8(128)  # two's complement plus 128
-    lanes = biased.reshape(groups, blocks, block // LANES, 2, LANES // 2, taps * channels)
-    return Packed(
-        groups=groups,
-        channels=channels,
-        targets=targets,
-        pixels_in=pixels_in,
-        pixels_out=len(source),
-        taps=taps,
-        block=block,
-        source=np.ascontiguousarray(source),
-        weight=_aligned(lanes.transpose(0, 1, 5, 2, 4, 3).reshape(groups, blocks, taps * channels, block)),
-    )
+    lanes = biased.reshape(blocks, block // LANES, 2, LANES // 2, taps * channels)
+    packed = _aligned(lanes.transpose(0, 4, 1, 3, 2).reshape(blocks, taps * channels, block))
+    return Rows(channels, pixels_in, taps, np.ascontiguousarray(under), packed)
 
 
 def _block(targets: int, rows: int) -> int:

@@ -22,7 +22,7 @@ from ...arithmetic import synapse_sum
 from ...bounds import largest_sum
 from ...network import INPUT, Connection, Conv2d, Dense, Network, Population, Scale, Shape, Synapse
 from . import kernels
-from .packing import Packed, pack
+from .packing import Layout, Packed, lay_out, pack
 
 Array: TypeAlias = npt.NDArray[Any]
 Sums: TypeAlias = Callable[[Array], Array]  # [t, b, *source] to [t, b, *target]
@@ -56,22 +56,43 @@ class Synapses:
     Attributes
     ----------
     compiled : bool
-        The population runs in the compiled kernels: sums and neurons, in int32.
+        The population runs in the compiled kernel: sums and neurons, in int32.
+    layout : Layout
+        Of its neurons there.
+    may_wrap : bool
+        Whether the sum of all that arrives can leave the state's width.
+    bias : int32 [blocks, 1, block] or [*layout.shape]
+        One value per channel, or per neuron.
     dtype : float32, float64 or int64
         The narrowest in which NumPy's sums, over all connections together, are exact.
     bytes_per_row : int
-        Memory that one sample at one step needs in :meth:`LayerSums.drive`.
+        Memory that one sample at one step needs in NumPy; 0 where the kernel does everything.
     """
 
     def __init__(self, network: Network, population: Population):
         connections = list(network.incoming(population.name))
+        largest = largest_total(network, population, connections)
         self.population = population
         self.dtype = exact_dtype(network, population, connections)
-        self.compiled = kernels.fits(population, largest_total(network, population, connections))
-        self.prepared = [_prepare(network, population, c, self.dtype, self.compiled) for c in connections]
-        # The drive itself; in NumPy a second one while connections are added up, and a copy in float64 for the neurons.
-        own = population.size * (4 if self.compiled else 2 * self.dtype.itemsize + 8)
-        self.bytes_per_row = own + max((c.bytes_per_row for c in self.prepared), default=0)
+        self.compiled = kernels.fits(population, largest)
+        by_spikes = [c.synapse for c in connections if c.source != INPUT or network.input.binary]
+        self.layout = lay_out(population, by_spikes)
+        self.may_wrap = largest > population.v_max
+        self.bias = _arranged_bias(population, self.layout)
+        layout = self.layout if self.compiled else None
+        self.prepared = [_prepare(network, population, c, self.dtype, layout) for c in connections]
+        # In NumPy: the drive, a second one while connections are added up, and a copy in float64 for the neurons.
+        buffers = max((p.bytes_per_row for p in self.prepared), default=0)
+        if not self.compiled or buffers:
+            buffers += population.size * (4 if self.compiled else 2 * self.dtype.itemsize + 8)
+        self.bytes_per_row = buffers
+
+
+def _arranged_bias(population: Population, layout: Layout) -> npt.NDArray[np.int32]:
+    bias = np.broadcast_to(population.bias, population.shape).reshape(layout.targets, layout.pixels)
+    if population.state_bits > kernels.WIDEST_STATE:
+        return np.zeros(0, np.int32)  # not for the kernel
+    return layout.arrange(bias[:, :1] if (bias == bias[:, :1]).all() else bias)
 
 
 class LayerSums:
@@ -83,12 +104,19 @@ class LayerSums:
         self._frames = frames
         self._constant = constant
         self._at_rest: dict[tuple[str, int, int], Array] = {}
+        self._by_events = [p for p in synapses.prepared if self._runs_on_events(p)]
+        self._by_numpy = [p for p in synapses.prepared if not self._runs_on_events(p)]
 
-    def drive(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> Array:
-        """``I 2^f`` of a block, exact: [t, b, *shape]; may be a read-only or strided view.
+    @property
+    def buffered(self) -> bool:
+        """Whether NumPy makes a drive for every step: all but what the kernel sums and what never changes."""
+        return any(not (self._constant and p.connection.source == INPUT) for p in self._by_numpy)
 
-        Valid until the next block of this thread. The numbers are int32 where the population runs in the compiled
-        kernels, else of :attr:`Synapses.dtype`.
+    def drive(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> Array | None:
+        """What NumPy sums of ``I 2^f`` in a block, exact: [t, b, *shape]; may be a read-only or strided view.
+
+        Everything where the population does not run in the compiled kernel, in :attr:`Synapses.dtype`. Otherwise what
+        :meth:`arriving` leaves out, in int32; None if that is nothing.
 
         Parameters
         ----------
@@ -97,44 +125,40 @@ class LayerSums:
         steps, samples : slice
         """
         size = (steps.stop - steps.start, samples.stop - samples.start, *self._population.shape)
-        if self._synapses.compiled:
-            return self._compiled_drive(sent, steps, samples, size)
         total: Array | None = None
-        for prepared in self._synapses.prepared:
-            part = self._arriving(prepared, sent, steps, samples, size)
+        for prepared in self._by_numpy:
+            part = self._summed(prepared, sent, steps, samples, size)
             total = part if total is None else total + part
-        return np.broadcast_to(np.zeros((), self._synapses.dtype), size) if total is None else total
+        if total is None and not self._synapses.compiled:
+            return np.broadcast_to(np.zeros((), self._synapses.dtype), size)
+        return total
 
-    def _compiled_drive(self, sent: Mapping[str, Array], steps: slice, samples: slice, size: Shape) -> Array:
-        """The same in int32: NumPy's part first, events onto it."""
-        by_events = [p for p in self._synapses.prepared if self._runs_on_events(p)]
-        rest = [p for p in self._synapses.prepared if not self._runs_on_events(p)]
-        parts = [self._arriving(p, sent, steps, samples, size) for p in rest]
-        if not by_events and len(parts) == 1:
-            return parts[0]
-        drive = _scratch(size)
-        written = bool(parts) or not by_events
-        if written:
-            np.copyto(drive, sum(parts[1:], start=parts[0]) if parts else 0)
-        for p in by_events:
-            delay = p.connection.delay
-            silent = min(max(delay - steps.start, 0), size[0])
-            if not written:
-                drive[:silent] = 0
-            source = self._frames if p.connection.source == INPUT else sent[p.connection.source]
-            x = source[max(steps.start - delay, 0) : max(steps.stop - delay, 0), samples]
-            if p.connection.source == INPUT:
-                x = _as_spikes(x)
+    def arriving(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> list[kernels.Arriving]:
+        """The spikes of a block that the compiled kernel sums; valid until the next block of this thread."""
+        found = []
+        for p in self._by_events:
+            c = p.connection
+            silent = min(max(c.delay - steps.start, 0), steps.stop - steps.start)
+            source = self._frames if c.source == INPUT else sent[c.source]
+            x = source[max(steps.start - c.delay, 0) : max(steps.stop - c.delay, 0), samples]
             assert p.packed is not None
-            kernels.event_sums(p.packed, x, drive[silent:], p.shift, add=written)
-            written = True
-        return drive
+            # Weights that are all zero may have any exponent; others leave 32 bits long before a shift of 30.
+            found.append(kernels.Arriving(p.packed, self._as_spikes(p, x), silent, min(p.shift, 30)))
+        return found
+
+    def _as_spikes(self, prepared: Prepared, x: Array) -> npt.NDArray[np.uint8]:
+        """Binary input as bytes of 0 and 1, which the kernel relies on; in a buffer of this thread."""
+        if prepared.connection.source != INPUT:
+            return x
+        fired = _buffer(prepared.connection.name, x.size, np.bool_).reshape(x.shape)
+        np.copyto(fired, x, casting="unsafe")
+        return fired.view(np.uint8)
 
     def _runs_on_events(self, p: Prepared) -> bool:
         """Whether a connection carries spikes to a packed synapse; an input that never changes is summed once."""
         return p.packed is not None and not (p.connection.source == INPUT and self._constant)
 
-    def _arriving(
+    def _summed(
         self, prepared: Prepared, sent: Mapping[str, Array], steps: slice, samples: slice, size: Shape
     ) -> Array:
         """Sums of one connection by NumPy; before the first delayed spike can arrive they are zero."""
@@ -146,18 +170,18 @@ class LayerSums:
         if c.source == INPUT and self._constant:
             key = (c.name, samples.start, samples.stop)
             if key not in self._at_rest:
-                self._at_rest[key] = self._by_numpy(prepared, self._frames[:1, samples])
+                self._at_rest[key] = self._product(prepared, self._frames[:1, samples])
             arriving = np.broadcast_to(self._at_rest[key], (last - first, *size[1:]))
         else:
             source = self._frames if c.source == INPUT else sent[c.source]
-            arriving = self._by_numpy(prepared, source[first:last, samples])
+            arriving = self._product(prepared, source[first:last, samples])
         if not silent:
             return arriving
         delayed = np.zeros(size, arriving.dtype)
         delayed[silent:] = arriving
         return delayed
 
-    def _by_numpy(self, prepared: Prepared, x: Array) -> Array:
+    def _product(self, prepared: Prepared, x: Array) -> Array:
         sums = prepared.sums(x)
         return np.ascontiguousarray(sums, np.int32) if self._synapses.compiled else sums
 
@@ -165,23 +189,11 @@ class LayerSums:
 _own = threading.local()
 
 
-def _scratch(size: Shape) -> npt.NDArray[np.int32]:
-    """Buffer of this thread for the drive of a block: fresh memory costs more than the sums that go there."""
-    return _buffer("drive", math.prod(size), np.int32).reshape(size)
-
-
-def _as_spikes(x: Array) -> npt.NDArray[np.uint8]:
-    """Binary input as bytes of 0 and 1, which the kernel relies on; in a buffer of this thread."""
-    fired = _buffer("input", x.size, np.bool_).reshape(x.shape)
-    np.copyto(fired, x, casting="unsafe")
-    return fired.view(np.uint8)
-
-
 def _buffer(name: str, values: int, dtype: Any) -> Array:
-    buffer = getattr(_own, name, None)
+    """Buffer of this thread: fresh memory costs more than what is done there."""
+    buffer = _own.__dict__.get(name)
     if buffer is None or buffer.size < values:
-        buffer = np.empty(values, dtype)
-        setattr(_own, name, buffer)
+        buffer = _own.__dict__[name] = np.empty(values, dtype)
     return buffer[:values]
 
 
@@ -200,12 +212,12 @@ def exact_dtype(network: Network, population: Population, connections: list[Conn
 
 
 def _prepare(
-    network: Network, population: Population, connection: Connection, dtype: np.dtype[Any], compiled: bool
+    network: Network, population: Population, connection: Connection, dtype: np.dtype[Any], layout: Layout | None
 ) -> Prepared:
     source, target = network.shape_of(connection.source), population.shape
     shift = population.fraction_bits + connection.weight_exponent
     spikes = connection.source != INPUT or network.input.binary
-    packed = pack(connection.synapse, source, target) if compiled and spikes else None
+    packed = pack(connection.synapse, source, target, layout) if layout and spikes else None
     if dtype.kind == "i":
         sums, values = _exact_sums(connection.synapse, target, shift), 2 * math.prod(source)
     else:
