@@ -27,6 +27,7 @@ DATA_HELP = """
 \b
 DATA is one of
   digits      the test split of a data set by name (digits:train: the training split)
+  FOLDER      a data set's folder, read as the network's recipe reads it (FOLDER:train)
   FILE.npz    arrays x [samples, ...] or [steps, samples, ...] and, for accuracy, y
   FILE.npy    the array x alone
 """
@@ -79,7 +80,7 @@ def _with_data(command: click.Command) -> click.Command:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")
-network_argument = click.argument("network")
+network_argument = click.argument("network")  # a file, or the name of a trained network that comes with lapilli
 data_argument = click.argument("data")
 samples_option = click.option("--samples", type=click.IntRange(min=1), help="Use the first N samples only.")
 overrides_option = click.option(
@@ -283,6 +284,22 @@ def export(
             shown.append(part.render())
     _emit(document, as_json, lambda: _group(shown))
     click.echo(f"wrote {out}", err=True)
+
+
+@main.command(short_help="List the trained networks that come with lapilli.")
+@json_option
+def networks(as_json: bool) -> None:
+    """List the trained networks that come with lapilli; every command takes their names for NETWORK.
+
+    \b
+    Example:  lapilli networks
+              lapilli energy digits digits
+    """
+    from .recipes import shipped_networks
+    from .terminal import shipped_table
+
+    listed = shipped_networks()
+    _emit({"networks": listed}, as_json, lambda: shipped_table(listed))
 
 
 @main.command(short_help="Show layers, shapes, bits, bounds of a network.")

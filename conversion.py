@@ -162,5 +162,5 @@ def convert_checkpoint(
             made = quantize_with_latent(folded, config, data.train.x)
             measured = quantization_report(yardstick, config, judged.values(), judged.y, made=made, execute=fast)
     network = quantize_with_latent(folded, config, data.train.x).network
-    metadata = {**network.metadata, "recipe": found.header.recipe, "method": f"{recipe.method}, quantized"}
+    metadata = {**network.metadata, "recipe": recipe.provenance(), "method": f"{recipe.method}, quantized"}
     return Converted(BitTrueNetwork(network).to_network(metadata), (), measured, search)

@@ -148,7 +148,7 @@ def train_recipe(
 
     metadata = {
         **made.network.metadata,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.provenance(),
         "method": f"DSR {recipe.network.neuron.upper()}, reset {recipe.network.reset}, then bit-true fine-tuning",
         "accuracy": {"data": data.name, "samples": len(data.test), **accuracy},
         "trained_with": _versions(("lapilli", "torch", "numpy")),

@@ -10,7 +10,6 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import RecipeError
 from .export.quantization import QuantizeConfig
+from .recipes import FOLDER
 from .train.config import BitTrueConfig, DataConfig, NetworkConfig, TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
-
-_FOLDER = files(f"{__name__.rpartition('.')[0]}.recipes")
 
 
 class DeployConfig(BaseModel):
@@ -59,15 +57,18 @@ class Recipe(BaseModel):
         n = self.network
         return f"DSR {n.neuron.upper()}, {n.steps} steps, reset {n.reset}"
 
+    def provenance(self) -> dict[str, Any]:
+        """JSON values for a network's metadata: everything but where this machine keeps its data."""
+        return self.model_dump(mode="json", exclude={"data": {"folder"}})
+
 
 def shipped() -> dict[str, str]:
     """Name and first comment line of every recipe that comes with lapilli."""
     found = {}
-    for entry in _FOLDER.iterdir():
-        if entry.name.endswith(".toml"):
-            first = entry.read_text(encoding="utf-8").split("\n", 1)[0]
-            found[entry.name.removesuffix(".toml")] = first.lstrip("# ")
-    return dict(sorted(found.items()))
+    for path in sorted(FOLDER.glob("*.toml")):
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        found[path.stem] = first.lstrip("# ")
+    return found
 
 
 def _read(name_or_path: str) -> tuple[str, str]:
@@ -81,7 +82,7 @@ def _read(name_or_path: str) -> tuple[str, str]:
                 f"recipe {name_or_path!r}: no recipe has that name; {hint}lapilli ships {', '.join(recipes)}; "
                 "or give the path of a .toml file"
             )
-        return (_FOLDER / f"{name_or_path}.toml").read_text("utf-8"), f"{name_or_path}.toml"
+        return (FOLDER / f"{name_or_path}.toml").read_text("utf-8"), f"{name_or_path}.toml"
     try:
         return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
     except (OSError, UnicodeDecodeError) as error:

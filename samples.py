@@ -1,4 +1,4 @@
-"""What a command's ``DATA`` argument names: a registered data set, or a NumPy file."""
+"""What a command's ``DATA`` argument names: a registered data set, the folder of one, or a NumPy file."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def read_samples(data: str, network: Network, limit: int | None = None) -> Sampl
     Parameters
     ----------
     data : str
-        ``NAME`` or ``NAME:train`` of a registered data set, or the path of a ``.npz`` (arrays ``x`` and, if known,
-        ``y``) or ``.npy`` file.
+        ``NAME`` or ``NAME:train`` of a registered data set; a folder, ``FOLDER`` or ``FOLDER:train``, read the way the
+        network's recipe reads its data; or the path of a ``.npz`` (arrays ``x`` and, if known, ``y``) or ``.npy`` file.
     network : Network
-        Says how many axes a sample has, and with which split it was trained.
+        Says how many axes a sample has, and with which data and split it was trained.
     limit : int, optional
         Use the first samples only.
 
@@ -52,22 +52,47 @@ def read_samples(data: str, network: Network, limit: int | None = None) -> Sampl
     DataError
         If there is no such data, or it does not fit the network.
     """
-    is_file = data.endswith((".npz", ".npy")) or "/" in data
-    samples = _from_file(Path(data)) if is_file else _from_registry(data, network)
+    if Path(data.removesuffix(":train").removesuffix(":test")).is_dir():
+        samples = _from_folder(data, network)
+    elif data.endswith((".npz", ".npy")) or "/" in data:
+        samples = _from_file(Path(data))
+    else:
+        samples = _from_registry(data, network)
     samples = Samples(samples.name, _fitting(samples, network), samples.y)
     return samples if limit is None else _first(samples, network, limit)
 
 
 def _from_registry(data: str, network: Network) -> Samples:
-    from .train.config import DataConfig
-    from .train.data import load
-
     name, _, split = data.partition(":")
     if split not in ("", "train", "test"):
         raise DataError(f"data {data!r}: {split!r} is not a split; give {name}:train or {name}:test")
     trained_on = network.metadata.get("recipe", {}).get("data", {})
-    config = DataConfig.model_validate(trained_on if trained_on.get("name") == name else {"name": name})
-    chosen = getattr(load(config, network.steps), split or "test")
+    return _load(data, trained_on if trained_on.get("name") == name else {"name": name}, split, network.steps)
+
+
+def _from_folder(data: str, network: Network) -> Samples:
+    folder, _, split = data.rpartition(":") if data.endswith((":train", ":test")) else (data, "", "test")
+    trained_on = network.metadata.get("recipe", {}).get("data", {})
+    if not trained_on.get("name"):
+        raise DataError(
+            f"data {data}: a folder, but network {network.name!r} holds no recipe that says how to read it; "
+            "give a .npz or .npy file"
+        )
+    return _load(data, {**trained_on, "folder": folder}, split, network.steps)
+
+
+def _load(data: str, section: dict[str, Any], split: str, steps: int) -> Samples:
+    from pydantic import ValidationError
+
+    from .train.config import DataConfig
+    from .train.data import load
+
+    try:
+        config = DataConfig.model_validate(section)
+    except ValidationError as error:
+        wrong = "; ".join(f"data.{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
+        raise DataError(f"data {data}: the network's recipe is not one that this lapilli reads ({wrong})") from None
+    chosen = getattr(load(config, steps), split or "test")
     return Samples(data, chosen.values(), chosen.y)
 
 

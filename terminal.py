@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -128,3 +128,23 @@ def run_table(run: Run, accuracy: float | None) -> RenderableType:
     if accuracy is not None:
         lines.insert(0, f"accuracy {accuracy:.2%}")
     return Group(layers, connections, *lines)
+
+
+def shipped_table(listed: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The trained networks that come with lapilli."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "what", "method", "steps", "parameters", "test accuracy", "file"):
+        table.add_column(heading, justify="right" if heading in ("steps", "parameters", "file") else "left")
+    for entry in listed:
+        table.add_row(
+            entry["name"],
+            entry["description"],
+            entry["method"],
+            str(entry["steps"]),
+            f"{entry['parameters']:,}",
+            f"{entry['accuracy']:.2%} of {entry['test_samples']:,}",
+            f"{entry['bytes'] / 1e6:.2f} MB",
+        )
+    return table

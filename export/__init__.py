@@ -19,6 +19,7 @@ from ..network import Network as Network
 from ..network import Population as Population
 from ..network import Readout as Readout
 from ..network import Scale as Scale
+from ..recipes import trained_networks
 
 if TYPE_CHECKING:
     from .bit_search import MixedPrecision as MixedPrecision
@@ -85,6 +86,7 @@ def load(path: str | Path, **options: Any) -> Network:
     Parameters
     ----------
     path : path
+        Or the name of a trained network that comes with lapilli: :func:`lapilli.recipes.trained_networks`.
     **options
         What the format itself does not say: see :func:`load_nir` (``steps``, ``dt``, ``reset``, ``discretization``,
         ...) and :func:`load_net` (``steps``, ...). Files that lapilli wrote need none.
@@ -97,6 +99,14 @@ def load(path: str | Path, **options: Any) -> Network:
         If no reader exists for the suffix, an option does not belong to the format, or the file asks for something
         that cannot be represented.
     """
+    if "." not in str(path) and "/" not in str(path):
+        trained = trained_networks()
+        if path not in trained:
+            raise UnsupportedError(
+                f"network {str(path)!r}: no trained network has that name; lapilli ships {', '.join(trained)}; or give "
+                f"the path of a file ending in {', '.join(_READERS)}"
+            )
+        path = trained[str(path)]
     return _call(_READERS, "read", path, (path,), options)
 
 

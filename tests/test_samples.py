@@ -34,6 +34,21 @@ def test_the_split_is_the_one_of_the_networks_training():
     assert not np.array_equal(read_samples("digits", other).x[:100], read_samples("digits", network()).x[:100])
 
 
+def test_a_folder_is_read_as_the_recipe_says(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 6), ("test", 4)):
+        np.save(tmp_path / f"{split}_x.npy", rng.random((n, 1, 8, 8), np.float32))
+        np.save(tmp_path / f"{split}_y.npy", np.arange(n) % 2)
+    trained = network(metadata={"recipe": {"data": {"name": "arrays"}}})
+    assert len(read_samples(str(tmp_path), trained).x) == len(read_samples(f"{tmp_path}:test", trained).y) == 4
+    assert len(read_samples(f"{tmp_path}:train", trained).x) == 6
+    with pytest.raises(DataError, match=r"a folder, but network 'n' holds no recipe that says how to read it"):
+        read_samples(str(tmp_path), network())
+    strange = network(metadata={"recipe": {"data": {"name": "arrays", "nothing": 1}}})
+    with pytest.raises(DataError, match="not one that this lapilli reads"):
+        read_samples(str(tmp_path), strange)
+
+
 def test_files(tmp_path):
     x = np.random.default_rng(0).random((5, 1, 8, 8))
     np.savez(tmp_path / "both.npz", x=x, y=np.arange(5))
