@@ -16,11 +16,15 @@ from lapilli.sim.engine.sums import Synapses, exact_dtype
 from lapilli.sim.reference import reference
 from strategies import networks_with_input
 
+RUNS = ["numpy", *(f"{level}-{path}" for level in kernels.LEVELS for path in ("events", "products"))]
 
-@pytest.fixture(autouse=True, params=["numpy", "portable", "avx2", "avx512"])
+
+@pytest.fixture(autouse=True, params=RUNS)
 def level(request, monkeypatch):
-    """Every test here runs on NumPy and on every instruction set of this machine."""
-    wanted = kernels.LEVELS.index(request.param) if request.param != "numpy" else -1
+    """Every test here runs on NumPy, and on every instruction set of this machine with each path of the sums forced."""
+    name, _, path = request.param.partition("-")
+    monkeypatch.setattr(kernels, "path", path or "auto")
+    wanted = kernels.LEVELS.index(name) if name != "numpy" else -1
     if wanted > kernels.best_level():
         pytest.skip(f"no kernels for {request.param}")
     monkeypatch.setattr(kernels, "level", wanted)
@@ -41,13 +45,13 @@ def assert_same(network, x, *, trace=True):
     return want
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(networks_with_input(wild=True, delays=True, acyclic=False, max_steps=12))
 def test_every_bit_of_wild_networks_with_delays_and_recurrence(case):
     assert_same(*case)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(networks_with_input(delays=True), st.booleans())
 def test_every_bit_of_acyclic_networks_with_branches_and_delays(case, trace):
     assert_same(*case, trace=trace)

@@ -95,7 +95,7 @@ class _Layer:
         make = np.empty if synapses.compiled else np.zeros  # the kernel writes every spike
         self.spikes = make((steps if population.spikes else 0, batch, *population.shape), np.uint8)
         self.trace = Trace.empty(steps, batch, population.shape) if traced else None
-        self.wraps = self.saturations = 0
+        self.wraps = self.saturations = self.products = 0
 
     def advance(self, first: int, last: int, batch: int, sent: dict[str, np.ndarray]) -> None:
         """Take the steps ``first`` to ``last - 1`` of all samples."""
@@ -112,6 +112,7 @@ class _Layer:
         for events in chain.from_iterable((pool.map if pool else map)(run, work)):
             self.wraps += events.wraps
             self.saturations += events.saturations
+            self.products += events.products
 
     def _block(self, sent: dict[str, np.ndarray], block: _Block) -> Events:
         assert self.state is not None
@@ -122,22 +123,21 @@ class _Layer:
         if not self.synapses.compiled:
             assert drive is not None
             return run_neurons(self.population, drive, state, spikes, trace)
-        return Events(
-            *kernels.layer_steps(
-                self.population,
-                self.synapses.layout,
-                (steps.stop - steps.start, samples.stop - samples.start),
-                self.sums.arriving(sent, steps, samples),
-                drive,
-                state.u,
-                state.v,
-                self.synapses.bias,
-                spikes if self.population.spikes else None,
-                (trace.current, trace.u, trace.v) if trace else None,
-                part,
-                self.synapses.may_wrap,
-            )
+        done = kernels.layer_steps(
+            self.population,
+            self.synapses.layout,
+            (steps.stop - steps.start, samples.stop - samples.start),
+            self.sums.arriving(sent, steps, samples),
+            drive,
+            state.u,
+            state.v,
+            self.synapses.bias,
+            spikes if self.population.spikes else None,
+            (trace.current, trace.u, trace.v) if trace else None,
+            part,
+            self.synapses.may_wrap,
         )
+        return Events(done.wraps, done.saturations, done.products)
 
     def _worth_threads(self, first: int, last: int, batch: int) -> bool:
         """NumPy has threads of its own; a few small steps are done before another thread wakes up."""

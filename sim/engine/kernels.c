@@ -24,6 +24,7 @@
 #define TILE 16            /* pixels by channels of bytes that are transposed at a time */
 #define PIXELS(block) (4096 / block) /* output pixels that are worked off together: 16 KiB of sums */
 #define SPARE 16           /* lists are read and written by whole sixteens */
+#define TOGETHER 6         /* output pixels by LANES targets whose products are summed in registers */
 #define LANES 64           /* weights of one row come in groups of 64 bytes */
 #define CHUNK 256          /* rows of bytes that a 16-bit lane can add up: 256 * 255 < 2^16 */
 #define LIST_BYTES (1 << 19) /* event lists of the images that are worked off together */
@@ -39,10 +40,14 @@ typedef struct {
     int64_t shift;
     const int32_t *to;
     int64_t fan;
+    const int8_t *factors; /* the weights once more, for products; NULL where there are none */
+    int64_t dense_above;   /* events of an image from which on the product is sooner done */
     uint32_t *lists; /* made by the kernel, as is all below: of the images that are worked off together */
     int32_t *counts;
     uint64_t *bits;
     int one_to_one;
+    uint8_t *bytes; /* images for products: [pixels and one of padding][channels, whole sixteens] */
+    uint8_t *dense; /* which images go that way */
 } Source;
 
 /* Steps of a block of neurons, with all that arrives at them. */
@@ -62,7 +67,7 @@ typedef struct {
     int64_t pixels, targets, block;
     int64_t first_pixel, last_pixel, first_block, last_block;
     int64_t keep_u, keep_v, threshold, zero, amount, limit, may_wrap;
-    int64_t wraps, saturations;
+    int64_t wraps, saturations, products;
 } Layer;
 
 #if defined(__clang__)
@@ -76,7 +81,7 @@ typedef uint8_t Bytes __attribute__((vector_size(TILE), aligned(1), may_alias));
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define NAME(f) f##_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,bmi,popcnt")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,bmi,popcnt")))
 #define WIDTH 64
 #define COLUMNS 256
 #include "kernels_body.h"
@@ -108,7 +113,7 @@ static int best_level(void)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("popcnt")) return PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
-        && __builtin_cpu_supports("avx512dq"))
+        && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
         return AVX512;
     if (__builtin_cpu_supports("avx2")) return AVX2;
 #endif
@@ -132,7 +137,7 @@ static int checked_level(int64_t level)
     return 0;
 }
 
-enum { LAYER_FIELDS = 31, SOURCE_FIELDS = 12 };
+enum { LAYER_FIELDS = 31, SOURCE_FIELDS = 14 };
 
 static PyObject *layer_steps(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
@@ -154,14 +159,15 @@ static PyObject *layer_steps(PyObject *self, PyObject *const *args, Py_ssize_t g
         }
         sources[i] = (Source){
             (const uint8_t *)(intptr_t)s[0], s[1], s[2], s[3], s[4], s[5], (const int32_t *)(intptr_t)s[6], s[7],
-            (const uint8_t *)(intptr_t)s[8], s[9], (const int32_t *)(intptr_t)s[10], s[11], NULL, NULL, NULL, 0,
+            (const uint8_t *)(intptr_t)s[8], s[9], (const int32_t *)(intptr_t)s[10], s[11],
+            (const int8_t *)(intptr_t)s[12], s[13], NULL, NULL, NULL, 0, NULL, NULL,
         };
     }
     Layer l = {
         sources, n, (const int32_t *)(intptr_t)a[1], a[2], a[3], (int32_t *)(intptr_t)a[4], (int32_t *)(intptr_t)a[5],
         (const int32_t *)(intptr_t)a[6], a[7], (uint8_t *)(intptr_t)a[8], a[9], a[10], (int64_t *)(intptr_t)a[11],
         (int64_t *)(intptr_t)a[12], (int64_t *)(intptr_t)a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20], a[21],
-        a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], a[31], 0, 0,
+        a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], a[31], 0, 0, 0,
     };
     int done;
     Py_BEGIN_ALLOW_THREADS
@@ -174,7 +180,7 @@ static PyObject *layer_steps(PyObject *self, PyObject *const *args, Py_ssize_t g
     }
     Py_END_ALLOW_THREADS
     free(sources);
-    return done ? Py_BuildValue("LL", (long long)l.wraps, (long long)l.saturations) : PyErr_NoMemory();
+    return done ? Py_BuildValue("LLL", (long long)l.wraps, (long long)l.saturations, (long long)l.products) : PyErr_NoMemory();
 }
 
 static PyObject *level(PyObject *self, PyObject *ignored)
@@ -198,7 +204,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__kernels(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "INTERFACE", 2) < 0) { /* as in kernels.py */
+    if (made && PyModule_AddIntConstant(made, "INTERFACE", 3) < 0) { /* as in kernels.py */
         Py_DECREF(made);
         return NULL;
     }

@@ -17,15 +17,20 @@ import numpy.typing as npt
 
 from ...errors import UnsupportedError
 from ...network import DECAY_ONE, Population
-from .packing import Fans, Layout, Packed
+from .packing import LANES, Fans, Layout, Packed, Rows
 
 LEVELS = ("portable", "avx2", "avx512")
 CHOICE = "LAPILLI_KERNELS"  # environment: "off", or the best instruction set to use
 WIDEST_STATE = 30  # bits: decay(v) + u + b of three such numbers stays within 32 bits
 LARGEST_DRIVE = 2**30  # and so does decay(u) + drive
 
+PATHS = ("auto", "events", "products")  # of synapse sums; all give the same bits
+# Density of the source from which on a product of all inputs beats the sum over events, measured: for blocks of 64
+# targets, and of more. Without VNNI's multiply-and-add the events always win.
+PRODUCTS_FROM = {"avx512": (0.40, 0.52)}
 
-INTERFACE = 2  # of kernels.c, as it was when it was built
+
+INTERFACE = 3  # of kernels.c, as it was when it was built
 
 
 def _load() -> Any:
@@ -62,6 +67,7 @@ def best_level() -> int:
 
 
 level = best_level()  # in use; tests set it
+path = "auto"  # chosen per image; tests force one
 
 
 def available() -> bool:
@@ -106,6 +112,24 @@ class Part(NamedTuple):
     blocks: tuple[int, int]
 
 
+class Done(NamedTuple):
+    """What a call counted."""
+
+    wraps: int
+    saturations: int
+    products: int  # images of all connections that were summed as products, not by events
+
+
+def products_from(packed: Rows, layout: Layout) -> int:
+    """Events of an image from which on it is summed as a product."""
+    if path != "auto":
+        return 0 if path == "products" else 2**62
+    limits = PRODUCTS_FROM.get(LEVELS[level])
+    if limits is None:
+        return 2**62
+    return math.ceil(limits[layout.block > LANES] * packed.channels * packed.pixels_in)
+
+
 def layer_steps(
     population: Population,
     layout: Layout,
@@ -119,8 +143,8 @@ def layer_steps(
     traces: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
     part: Part | None = None,
     may_wrap: bool = True,
-) -> tuple[int, int]:
-    """Take all steps of a block of neurons, synapse sums included; returns the numbers of wraps and saturations.
+) -> Done:
+    """Take all steps of a block of neurons, synapse sums included.
 
     Parameters
     ----------
@@ -175,12 +199,16 @@ def layer_steps(
         fans = isinstance(packed, Fans)
         if not fans:
             assert packed.weight.shape == (at.blocks, packed.taps * packed.channels, at.block)
+            assert packed.factors.shape == (at.blocks, packed.taps, -(-packed.channels // 4), at.block, 4)
         sources += [_address(x), *x.strides[:2], silent, packed.channels, packed.pixels_in, _address(packed.under)]
         sources += [packed.taps, _address(packed.weight), shift]
-        sources += [_address(packed.to), packed.weight.shape[2]] if fans else [0, 0]
+        if fans:
+            sources += [_address(packed.to), packed.weight.shape[2], 0, 0]
+        else:
+            sources += [0, 0, _address(packed.factors), products_from(packed, at)]
     if not steps * samples:
-        return 0, 0
-    return _compiled.layer_steps(
+        return Done(0, 0, 0)
+    counted = _compiled.layer_steps(
         level,
         0 if extra is None else _address(extra),
         *(s // 4 for s in extra.strides[:2]) if extra is not None else (0, 0),
@@ -208,6 +236,7 @@ def layer_steps(
         int(may_wrap),
         *sources,
     )
+    return Done(*counted)
 
 
 def _address(a: npt.NDArray[Any]) -> int:

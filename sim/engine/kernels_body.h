@@ -233,6 +233,118 @@ TARGET static void NAME(sum_rows)(const Source *s, const uint8_t *weight, int64_
     }
 }
 
+/* Products of `TOGETHER` rows of bytes (0 or 1) and LANES columns of weights, four bytes of each at a time: `out` int32
+ * [TOGETHER][LANES]. factors: [taps][quads][block][4], from the first of these columns on. */
+TARGET static void NAME(multiply)(const uint8_t *const *rows, const int32_t *const *under, int64_t taps, int64_t quads,
+                                  int64_t stride, const int8_t *factors, int64_t block, int32_t *out)
+{
+#if WIDTH == 64
+    __m512i sums[TOGETHER][4];
+    for (int r = 0; r < TOGETHER; r++)
+        for (int g = 0; g < 4; g++) sums[r][g] = _mm512_setzero_si512();
+    for (int64_t tap = 0; tap < taps; tap++) {
+        const uint8_t *x[TOGETHER];
+        for (int r = 0; r < TOGETHER; r++) x[r] = rows[r] + under[r][tap] * stride;
+        for (int64_t q = 0; q < quads; q++, factors += 4 * block) {
+            __m512i w[4];
+#pragma GCC unroll 4
+            for (int g = 0; g < 4; g++) w[g] = _mm512_loadu_si512(factors + 64 * g);
+#pragma GCC unroll 8
+            for (int r = 0; r < TOGETHER; r++) {
+                int32_t four;
+                memcpy(&four, x[r] + 4 * q, 4);
+                const __m512i spread = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+                for (int g = 0; g < 4; g++) sums[r][g] = _mm512_dpbusd_epi32(sums[r][g], spread, w[g]);
+            }
+        }
+    }
+    for (int r = 0; r < TOGETHER; r++)
+        for (int g = 0; g < 4; g++) _mm512_storeu_si512(out + r * LANES + 16 * g, sums[r][g]);
+#elif WIDTH == 32
+    const __m256i ones = _mm256_set1_epi16(1);
+    memset(out, 0, TOGETHER * LANES * sizeof *out);
+    for (int64_t tap = 0; tap < taps; tap++)
+        for (int64_t first = 0; first < quads; first += 64) { /* two products of at most 128 a quad: 64 stay below 2^15 */
+            const int64_t n = quads - first < 64 ? quads - first : 64;
+            const int8_t *from = factors + (tap * quads + first) * 4 * block;
+            for (int r = 0; r < TOGETHER; r += 3)
+                for (int g = 0; g < LANES / 8; g += 4) {
+                    __m256i sums[3][4];
+                    const uint8_t *x[3];
+#pragma GCC unroll 3
+                    for (int i = 0; i < 3; i++) {
+                        x[i] = rows[r + i] + under[r + i][tap] * stride + 4 * first;
+                        for (int j = 0; j < 4; j++) sums[i][j] = _mm256_setzero_si256();
+                    }
+                    for (int64_t q = 0; q < n; q++) {
+#pragma GCC unroll 3
+                        for (int i = 0; i < 3; i++) {
+                            int32_t four;
+                            memcpy(&four, x[i] + 4 * q, 4);
+                            const __m256i spread = _mm256_set1_epi32(four);
+#pragma GCC unroll 4
+                            for (int j = 0; j < 4; j++) {
+                                const __m256i w = _mm256_loadu_si256((const __m256i *)(from + q * 4 * block + 32 * (g + j)));
+                                sums[i][j] = _mm256_add_epi16(sums[i][j], _mm256_maddubs_epi16(spread, w));
+                            }
+                        }
+                    }
+                    for (int i = 0; i < 3; i++)
+                        for (int j = 0; j < 4; j++) {
+                            __m256i *to = (__m256i *)(out + (r + i) * LANES + 8 * (g + j));
+                            const __m256i whole = _mm256_madd_epi16(sums[i][j], ones);
+                            _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), whole));
+                        }
+                }
+        }
+#else
+    memset(out, 0, TOGETHER * LANES * sizeof *out);
+    for (int64_t tap = 0; tap < taps; tap++)
+        for (int64_t q = 0; q < quads; q++, factors += 4 * block)
+            for (int r = 0; r < TOGETHER; r++)
+                for (int k = 0; k < 4; k++) {
+                    const int32_t x = rows[r][under[r][tap] * stride + 4 * q + k];
+                    for (int c = 0; c < LANES; c++) out[r * LANES + c] += x * factors[4 * c + k];
+                }
+#endif
+}
+
+/* What one connection adds to the rows of a tile, as a product of all its inputs and weights. */
+TARGET static void NAME(sum_products)(const Source *s, int64_t b, int64_t block, int64_t n, const int64_t *images,
+                                      const int64_t *pixels, int add, int32_t *drive)
+{
+    const int64_t stride = (s->channels + SPARE - 1) / SPARE * SPARE, quads = (s->channels + 3) / 4;
+    const int8_t *factors = s->factors + b * s->taps * quads * 4 * block;
+    const int shift = (int)s->shift;
+    const uint8_t *rows[TOGETHER];
+    const int32_t *under[TOGETHER];
+    for (int r = 0; r < TOGETHER; r++) { /* the last one once more where there are fewer */
+        const int64_t i = r < n ? r : n - 1;
+        rows[r] = s->bytes + images[i] * (s->pixels_in + 1) * stride;
+        under[r] = s->under + pixels[i] * s->taps;
+    }
+    for (int64_t column = 0; column < block; column += LANES) {
+        int32_t out[TOGETHER * LANES];
+        NAME(multiply)(rows, under, s->taps, quads, stride, factors + 4 * column, block, out);
+        for (int64_t r = 0; r < n; r++) {
+            int32_t *to = drive + r * block + column;
+            if (add) for (int c = 0; c < LANES; c++) to[c] += (int32_t)((uint32_t)out[r * LANES + c] << shift);
+            else for (int c = 0; c < LANES; c++) to[c] = (int32_t)((uint32_t)out[r * LANES + c] << shift);
+        }
+    }
+}
+
+/* The bytes of an image whose events are listed. */
+TARGET static void NAME(spread)(const Source *s, int64_t unit, const uint32_t *lists, const int32_t *counts, uint8_t *bytes)
+{
+    const int64_t stride = (s->channels + SPARE - 1) / SPARE * SPARE;
+    const int shift = __builtin_ctzll((uint64_t)unit);
+    memset(bytes, 0, (size_t)((s->pixels_in + 1) * stride));
+    for (int64_t p = 0; p < s->pixels_in; p++, bytes += stride, lists += s->channels + SPARE)
+        for (int32_t i = 0; i < counts[p]; i++) bytes[lists[i] >> shift] = 1;
+}
+
 /* The same for a connection in which a channel reaches only `fan` targets (one-to-one, depthwise, groups). */
 TARGET static void NAME(scatter)(const Source *s, int64_t first, int64_t block, int64_t pixel, const uint32_t *lists,
                                  const int32_t *counts, int32_t *out)
@@ -421,6 +533,16 @@ TARGET static void NAME(sum_tile)(const Layer *a, const NAME(Tile) *tile, int64_
         if (s->to && !written) memset(drive, 0, (size_t)(tile->rows * block) * sizeof *drive);
         for (int64_t r = 0; r < tile->rows; r++) {
             const int64_t image = tile->image + (single ? r : 0), pixel = tile->pixel + (single ? 0 : r);
+            if (s->dense[image]) { /* and those that follow */
+                int64_t images[TOGETHER], pixels[TOGETHER], n = 0;
+                for (; n < TOGETHER && r + n < tile->rows && s->dense[image + (single ? n : 0)]; n++) {
+                    images[n] = image + (single ? n : 0);
+                    pixels[n] = pixel + (single ? 0 : n);
+                }
+                NAME(sum_products)(s, b, block, n, images, pixels, written, drive + r * block);
+                r += n - 1;
+                continue;
+            }
             const uint32_t *lists = s->lists + image * (s->channels + SPARE) * (s->pixels_in + 1);
             const int32_t *counts = s->counts + image * (s->pixels_in + 1);
 #if WIDTH == 64
@@ -487,7 +609,7 @@ TARGET static void NAME(run_tile)(Layer *a, const NAME(Tile) *tile, int64_t b, u
 }
 
 /* Events of one image of every source; none before the step at which the first ones arrive. */
-TARGET static void NAME(list_image)(const Layer *a, int64_t image, int64_t sample, int64_t step)
+TARGET static void NAME(list_image)(Layer *a, int64_t image, int64_t sample, int64_t step)
 {
     for (int64_t i = 0; i < a->n_sources; i++) {
         const Source *s = a->sources + i;
@@ -497,6 +619,7 @@ TARGET static void NAME(list_image)(const Layer *a, int64_t image, int64_t sampl
         const uint8_t *x = s->x + (step - s->silent) * s->x_step + sample * s->x_sample;
         const uint32_t unit = s->to ? 1 : (uint32_t)a->block;
         counts[s->pixels_in] = 0; /* the padding */
+        s->dense[image] = 0;
         if (step < s->silent) {
             memset(counts, 0, (size_t)s->pixels_in * sizeof *counts);
             memset(s->bits + image * words, 0, (size_t)words * sizeof *s->bits);
@@ -505,6 +628,14 @@ TARGET static void NAME(list_image)(const Layer *a, int64_t image, int64_t sampl
         else if (s->one_to_one) NAME(list_bits)(x, s->channels, s->pixels_in, s->bits + image * words);
 #endif
         else NAME(list_events)(x, s->channels, s->pixels_in, unit, s->bits + image * words, lists, counts);
+        if (!s->factors) continue;
+        int64_t events = 0;
+        for (int64_t p = 0; p < s->pixels_in; p++) events += counts[p];
+        if (events < s->dense_above) continue;
+        const int64_t size = (s->pixels_in + 1) * ((s->channels + SPARE - 1) / SPARE * SPARE);
+        NAME(spread)(s, unit, lists, counts, s->bytes + image * size);
+        s->dense[image] = 1;
+        a->products++;
     }
 }
 
@@ -541,7 +672,9 @@ TARGET static int NAME(layer_steps)(Layer *a)
         s->counts = malloc((size_t)(together * (s->pixels_in + 1)) * sizeof *s->counts);
         s->bits = malloc((size_t)(together * s->pixels_in * ((s->channels + 63) / 64)) * sizeof *s->bits);
         s->one_to_one = NAME(is_one_to_one)(a, s);
-        done = done && s->lists && s->counts && s->bits;
+        s->bytes = s->factors ? malloc((size_t)(together * (s->pixels_in + 1) * (s->channels + SPARE))) : NULL;
+        s->dense = malloc((size_t)together);
+        done = done && s->lists && s->counts && s->bits && s->dense && (s->bytes || !s->factors);
     }
     for (int64_t first = 0; done && first < images; first += together) {
         const int64_t last = images - first < together ? images : first + together;
@@ -569,6 +702,8 @@ TARGET static int NAME(layer_steps)(Layer *a)
         free(a->sources[i].lists);
         free(a->sources[i].counts);
         free(a->sources[i].bits);
+        free(a->sources[i].bytes);
+        free(a->sources[i].dense);
     }
     free(rows);
     free(drive);

@@ -69,10 +69,11 @@ class Trace:
 
 
 class Events(NamedTuple):
-    """Overflow events of a block."""
+    """What a block counted: overflow events, and images that were summed as products."""
 
     wraps: int
     saturations: int
+    products: int = 0
 
 
 class Reach(NamedTuple):

@@ -67,6 +67,8 @@ class Rows:
     weight : uint8 [blocks, taps x channels, block]
         Weight + 128. A row is cut into groups of 64 targets; of these, target ``i`` is byte ``2 i`` and target
         ``32 + i`` byte ``2 i + 1``: the halves of one 16-bit lane.
+    factors : int8 [blocks, taps, quads, block, 4]
+        The same weights for products of all inputs, four channels at a time.
     """
 
     channels: int
@@ -74,6 +76,7 @@ class Rows:
     taps: int
     under: npt.NDArray[np.int32]
     weight: npt.NDArray[np.uint8]
+    factors: npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,11 @@ def _rows(weight: npt.NDArray[np.int8], under: npt.NDArray[np.int32], pixels_in:
     biased = rows.view(np.uint8) ^ np.uint8(128)  # two's complement plus 128
     lanes = biased.reshape(blocks, block // LANES, 2, LANES // 2, taps * channels)
     packed = _aligned(lanes.transpose(0, 4, 1, 3, 2).reshape(blocks, taps * channels, block))
-    return Rows(channels, pixels_in, taps, np.ascontiguousarray(under), packed)
+    quads = -(-channels // 4)
+    filled = np.zeros((blocks * block, 4 * quads, taps), np.int8)
+    filled[:targets, :channels] = weight
+    fours = filled.reshape(blocks, block, quads, 4, taps).transpose(0, 4, 2, 1, 3)
+    return Rows(channels, pixels_in, taps, np.ascontiguousarray(under), packed, _aligned(fours).view(np.int8))
 
 
 def _block(targets: int, rows: int) -> int:
@@ -166,10 +173,10 @@ def _block(targets: int, rows: int) -> int:
     return block
 
 
-def _aligned(a: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _aligned(a: npt.NDArray[np.uint8] | npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Copy that starts at a multiple of 64 bytes: a row then never straddles a cache line."""
     room = np.empty(a.size + LANES, np.uint8)
     start = -room.__array_interface__["data"][0] % LANES
     out = room[start : start + a.size].reshape(a.shape)
-    out[...] = a
+    out[...] = a.view(np.uint8) if a.flags.c_contiguous else np.ascontiguousarray(a).view(np.uint8)
     return out
