@@ -26,7 +26,8 @@ DATA_HELP = """
 
 \b
 DATA is one of
-  digits      the test split of a data set by name (digits:train: the training split)
+  digits      the test split of a data set by name (digits:train: the training split); its
+              folder is that of the network's recipe
   FOLDER      a data set's folder, read as the network's recipe reads it (FOLDER:train)
   FILE.npz    arrays x [samples, ...] or [steps, samples, ...] and, for accuracy, y
   FILE.npy    the array x alone
@@ -90,6 +91,9 @@ resume_option = click.option("--resume", is_flag=True, help="Continue an interru
 device_option = click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
 gpu_option = click.option("--device", help="Run on a GPU, in torch: cuda, cuda:1, mps.  [default: cpu]")
 tensorboard_option = click.option("--tensorboard", is_flag=True, help="Log training for TensorBoard as well as CSV.")
+download_option = click.option(
+    "--download", is_flag=True, help="Let torchvision or tonic fetch the recipe's data into data.folder."
+)
 out_option = click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.  [default: runs/RECIPE]"
 )
@@ -156,6 +160,7 @@ def inside_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @resume_option
 @device_option
 @tensorboard_option
+@download_option
 @click.option("--against", callback=_comma_separated, help="Executors to compare.  [default: the recipe's]")
 @json_option
 def run(
@@ -165,6 +170,7 @@ def run(
     resume: bool,
     device: str,
     tensorboard: bool,
+    download: bool,
     against: tuple[str, ...] | None,
     as_json: bool,
 ) -> None:
@@ -184,8 +190,9 @@ def run(
     narrator = Narrator(console(stderr=True))
     folder = _folder(out, loaded.name)
     finished = run_recipe(
-        loaded, folder, resume=resume, executors=against, narrator=narrator, device=device, tensorboard=tensorboard
-    )
+        loaded, folder, resume=resume, executors=against, narrator=narrator, device=device, tensorboard=tensorboard,
+        download=download,
+    )  # fmt: skip
     if as_json:
         _print_json(finished.summary)
     if not finished.spikes_equal:
@@ -199,6 +206,7 @@ def run(
 @resume_option
 @device_option
 @tensorboard_option
+@download_option
 @json_option
 def train(
     recipe: str,
@@ -207,6 +215,7 @@ def train(
     resume: bool,
     device: str,
     tensorboard: bool,
+    download: bool,
     as_json: bool,
 ) -> None:
     """Train a RECIPE: float, then bit-true; leaves float.safetensors and checkpoint.safetensors.
@@ -222,7 +231,9 @@ def train(
     loaded = load_recipe(recipe, overrides)
     folder = _folder(out, loaded.name)
     narrator = Narrator(console(stderr=True))
-    trained = train_recipe(loaded, folder, resume=resume, narrator=narrator, device=device, tensorboard=tensorboard)
+    trained = train_recipe(
+        loaded, folder, resume=resume, narrator=narrator, device=device, tensorboard=tensorboard, download=download
+    )
     _emit({"checkpoint": str(folder / CHECKPOINT), **trained.summary()}, as_json, lambda: f"{folder / CHECKPOINT}")
 
 

@@ -81,12 +81,14 @@ def train_recipe(
     narrator: Narrator,
     device: str = "cpu",
     tensorboard: bool = False,
+    download: bool = False,
 ) -> Trained:
     """Train a recipe: float DSR, folding, quantization, bit-true fine-tuning.
 
     Leaves ``float.safetensors`` and ``checkpoint.safetensors`` in ``folder``, with a table of their epochs each
     (``float.csv``, ``bit-true.csv``; with ``tensorboard`` event files, too); ``resume`` continues from them. Training
     runs on ``device``, under ``torchrun`` on all its processes; the integers it ends with mean the same everywhere.
+    Only with ``download`` may torchvision or tonic fetch data.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def train_recipe(
     from .train.model import build
     from .train.parallel import joined
 
-    data = load(recipe.data, recipe.network.steps)
+    data = load(recipe.data, recipe.network.steps, download=download)
     usable_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     stored = recipe.model_dump(mode="json")
@@ -195,6 +197,7 @@ def run_recipe(
     executors: Sequence[str] | None = None,
     device: str = "cpu",
     tensorboard: bool = False,
+    download: bool = False,
 ) -> Finished:
     """Run a recipe: train, export, check, simulate, verify (on Lava too), energy, report.
 
@@ -212,6 +215,8 @@ def run_recipe(
         For training, for example "cuda".
     tensorboard : bool
         Log training for TensorBoard, too.
+    download : bool
+        Let torchvision or tonic fetch the data where they are absent.
 
     Raises
     ------
@@ -231,7 +236,7 @@ def run_recipe(
         find(name)
     started = time.perf_counter()
     trained = train_recipe(
-        recipe, folder, resume=resume, narrator=narrator, device=device, tensorboard=tensorboard
+        recipe, folder, resume=resume, narrator=narrator, device=device, tensorboard=tensorboard, download=download
     )  # fmt: skip
     x, y = trained.data.test.values(), trained.data.test.y
 

@@ -63,7 +63,10 @@ def read_samples(data: str, network: Network, limit: int | None = None) -> Sampl
 
 
 def _from_registry(data: str, network: Network) -> Samples:
-    name, _, split = data.partition(":")
+    # A name may have a colon itself: torchvision:MNIST:train.
+    name, _, split = data.rpartition(":")
+    if name in ("", "torchvision", "tonic"):
+        name, split = data, ""
     if split not in ("", "train", "test"):
         raise DataError(f"data {data!r}: {split!r} is not a split; give {name}:train or {name}:test")
     trained_on = network.metadata.get("recipe", {}).get("data", {})

@@ -247,9 +247,13 @@ def _check_order(layers: tuple[AnyLayer, ...]) -> None:
 class EventsConfig(Section):
     """How events become frames, one for each time step of the network."""
 
-    size: Size = Field(default=(34, 34), description="rows and columns of the sensor, as [y, x]; N-MNIST: 34 x 34")
-    polarities: Literal[1, 2] = Field(
-        default=2, description="channels: 2, one for each sign of change, or 1 for both together"
+    size: Size | None = Field(
+        default=None,
+        description="rows and columns of the sensor, as [y, x]; default: what tonic says, else N-MNIST's 34",
+    )
+    polarities: Literal[1, 2] | None = Field(
+        default=None,
+        description="channels: 2, one for each sign of change, or 1 for both; default: what tonic says, else 2",
     )
     bins: Literal["time", "count"] = Field(
         default="time", description="frames of equal time, or of equal numbers of events"
@@ -314,8 +318,14 @@ class SoundConfig(Section):
 class DataConfig(Section):
     """A data set and its split."""
 
-    name: str = Field(default="digits", description="a data set of lapilli.train.data.DATA_SETS")
+    name: str = Field(
+        default="digits",
+        description="a data set of lapilli.train.data.DATA_SETS, torchvision:NAME or tonic:NAME",
+    )
     folder: str | None = Field(default=None, description="where the files of the data set are; digits need none")
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="more arguments of a torchvision or tonic data set"
+    )
     test_fraction: float = Field(
         default=0.2, gt=0, lt=1, description="part held out, where the data set has no split of its own"
     )

@@ -15,6 +15,7 @@ from ..config import DataConfig, EventsConfig
 from .images import classes_in, folder_of
 from .split import MAX_BYTES, DataSet, FloatArray, Split, UInt8Array
 
+SENSOR = (34, 34)  # of N-MNIST
 RECORD = 5  # bytes of an event in a .bin file
 OVERFLOW_ROW = 240  # an "event" of this row says that the clock of the following ones is ahead ...
 OVERFLOW = 2**13  # ... by so many more microseconds
@@ -88,7 +89,7 @@ def empty_frames(where: str, steps: int, samples: int, config: EventsConfig) -> 
     DataError
         If it is too much.
     """
-    shape = (steps, samples, config.polarities, *(config.resize or config.size))
+    shape = (steps, samples, config.polarities or 2, *(config.resize or config.size or SENSOR))
     size = math.prod(shape) * (1 if config.resize is None else 4)
     if size > MAX_BYTES:
         raise DataError(
@@ -151,7 +152,8 @@ def frames(recording: Events, steps: int, config: EventsConfig, where: str) -> U
     """
     if len(recording) == 0:
         raise DataError(f"{where}: has no events; delete it")
-    height, width = config.size
+    height, width = config.size or SENSOR
+    polarities = config.polarities or 2
     outside = np.flatnonzero((recording.x >= width) | (recording.y >= height) | (recording.x < 0) | (recording.y < 0))
     if len(outside):
         i = outside[0]
@@ -167,9 +169,9 @@ def frames(recording: Events, steps: int, config: EventsConfig, where: str) -> U
         frame = np.floor(since * (steps / window)).astype(np.int64)
         if config.window is None:
             frame = np.minimum(frame, steps - 1)
-    channel = recording.p if config.polarities == 2 else np.zeros_like(recording.p)
-    shape = (steps, config.polarities, height, width)
-    pixel = ((frame * config.polarities + channel) * height + recording.y) * width + recording.x
+    channel = recording.p if polarities == 2 else np.zeros_like(recording.p)
+    shape = (steps, polarities, height, width)
+    pixel = ((frame * polarities + channel) * height + recording.y) * width + recording.x
     counts = np.bincount(pixel[frame < steps], minlength=math.prod(shape)).reshape(shape)
     clipped = np.minimum(counts, config.most).astype(np.uint8)
     return clipped if config.resize is None else bilinear(clipped, config.resize)

@@ -35,7 +35,7 @@ def image_folder(config: DataConfig, _steps: int | None = None) -> DataSet:
     labels = classes_in(folder, folder / "train", test)
     train = _decoded(folder / "train", labels, None)
     held_out = _decoded(test, labels, train[0].shape[1:])
-    return DataSet(folder.name, _split(config, *train), _split(config, *held_out), labels)
+    return DataSet(folder.name, pixel_split(config, *train), pixel_split(config, *held_out), labels)
 
 
 def folder_of(config: DataConfig, content: str) -> Path:
@@ -101,7 +101,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def check_size(where: Path, samples: int, shape: tuple[int, ...]) -> None:
+def check_size(where: str | Path, samples: int, shape: tuple[int, ...]) -> None:
     """Refuse samples that take more than ``MAX_BYTES`` as float32."""
     size = 4 * samples * math.prod(shape)
     if size > MAX_BYTES:
@@ -125,7 +125,7 @@ def idx(config: DataConfig, _steps: int | None = None) -> DataSet:
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"{folder}: images have shape {train.shape[2:]} for training and {test.shape[2:]} for the test")
     classes = int(max(y.max(), test_y.max())) + 1
-    return DataSet(folder.name, _split(config, train, y), _split(config, test, test_y), _digits(classes))
+    return DataSet(folder.name, pixel_split(config, train, y), pixel_split(config, test, test_y), _digits(classes))
 
 
 def _digits(classes: int) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ def _read_idx(path: Path, axes: int) -> UInt8Array:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _split(config: DataConfig, x: UInt8Array, y: npt.NDArray[np.int64]) -> Split:
+def pixel_split(config: DataConfig, x: UInt8Array, y: npt.NDArray[np.int64]) -> Split:
     """Pixels 0..255 become 0..1, then ``(x - mean) / std`` for each channel where given."""
     scaled: FloatArray = x.astype(np.float32)
     scaled /= 255
