@@ -11,7 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .errors import ExecutionError
 from .network import DECAY_ONE, Conv2d, Dense, IntArray, Population, Scale, Shape, Synapse
+from .overflow import LAVA, OverflowPolicy
+
+LARGEST = 2**50  # times 4096 it still is an int64
 
 
 def decay(x: IntArray, d: int) -> IntArray:
@@ -23,6 +27,25 @@ def wrap(x: IntArray, bits: int) -> IntArray:
     """``x`` modulo ``2^bits`` in ``-2^(bits-1) < x <= 2^(bits-1)``, the half-open side that Lava's ``u`` has."""
     half = 2 ** (bits - 1)
     return half - (half - x) % (2 * half)
+
+
+def twos_complement(x: IntArray, bits: int) -> IntArray:
+    """``x`` modulo ``2^bits`` in ``-2^(bits-1) <= x < 2^(bits-1)``."""
+    half = 2 ** (bits - 1)
+    return (x + half) % (2 * half) - half
+
+
+def unlimited(x: IntArray, bits: int) -> IntArray:  # noqa: ARG001
+    """``x`` itself.
+
+    Raises
+    ------
+    ExecutionError
+        If a decay of ``x`` would no longer fit int64.
+    """
+    if x.size and max(int(x.max()), -int(x.min())) > LARGEST:
+        raise ExecutionError(f"a state without limit grew beyond ±2^50 (policy 'unlimited'): {int(np.abs(x).max())}")
+    return x
 
 
 def saturate(x: IntArray, bits: int) -> IntArray:
@@ -43,7 +66,12 @@ class Step(NamedTuple):
     exact_v: IntArray  # membrane before it was saturated, and before the reset
 
 
-def neuron_step(population: Population, u: IntArray, v: IntArray, drive: IntArray) -> Step:
+_LIMITS = {"wrap": wrap, "twos_complement": twos_complement, "unlimited": unlimited, "saturate": saturate}
+
+
+def neuron_step(
+    population: Population, u: IntArray, v: IntArray, drive: IntArray, policy: OverflowPolicy = LAVA
+) -> Step:
     """Advance a population by one time step.
 
     Parameters
@@ -53,11 +81,16 @@ def neuron_step(population: Population, u: IntArray, v: IntArray, drive: IntArra
         Current and membrane after the previous step.
     drive : int64 [B, *shape]
         ``I 2^f``: the sum over incoming connections, in state units.
+    policy : OverflowPolicy
+        The description's, unless another is to be compared with it.
     """
+    bits = population.state_bits
+    if policy.accumulator_bits is not None:
+        drive = twos_complement(drive, policy.accumulator_bits)
     exact_u = decay(u, population.du) + drive
-    u = wrap(exact_u, population.state_bits)
-    exact_v = decay(v, population.dv) + u + population.bias
-    v = saturate(exact_v, population.state_bits)
+    u = _LIMITS[policy.current](exact_u, bits)
+    exact_v = decay(v, population.dv) + _LIMITS[policy.biased](u + population.bias, bits)
+    v = _LIMITS[policy.membrane](exact_v, bits)
     wrapped, saturated = u != exact_u, v != exact_v
     if population.reset == "none":
         return Step(u, v, np.zeros(v.shape, np.bool_), wrapped, saturated, exact_u, exact_v)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .network import DECAY_ONE, INPUT, Connection, Conv2d, Dense, IntArray, Network, Population, Scale
+from .overflow import OverflowPolicy
 
 
 def source_range(network: Network, connection: Connection) -> tuple[int, int]:
@@ -104,6 +105,47 @@ def population_bounds(network: Network, population: Population) -> PopulationBou
         can_wrap=can_wrap,
         can_saturate=v_low < -population.v_max or v_high > population.v_max,
     )
+
+
+def policy_gaps(population: Population, bounds: PopulationBounds, policy: OverflowPolicy) -> tuple[str, ...]:
+    """Why a policy may treat this population otherwise than the description, worst case; empty: it provably cannot.
+
+    Parameters
+    ----------
+    population : Population
+    bounds : PopulationBounds
+        Of :func:`population_bounds`.
+    policy : OverflowPolicy
+
+    Returns
+    -------
+    tuple of str
+        One sentence per number that can reach a value on which the two differ.
+    """
+    limit = population.v_max + 1
+    assert bounds.current is not None
+    (d_low, d_high), (u_low, u_high) = bounds.drive, bounds.current
+    gaps = []
+    if policy.accumulator_bits is not None:
+        half = 2 ** (policy.accumulator_bits - 1)
+        if not (-half <= d_low and d_high < half):
+            gaps.append(
+                f"the input of one step can reach {d_low:,}..{d_high:,}, and {policy.name} wraps it beyond "
+                f"{-half:,}..{half - 1:,}"
+            )
+    if policy.current == "twos_complement" and (bounds.can_wrap or u_high == limit):
+        gaps.append(f"the current can be {limit:,}, which {policy.name} turns into {-limit:,}")
+    if policy.current == "unlimited" and bounds.can_wrap:
+        gaps.append(f"the current can wrap, and {policy.name} does not limit it")
+    b_low, b_high = int(population.bias.min()), int(population.bias.max())
+    if policy.biased == "twos_complement" and not (-limit <= u_low + b_low and u_high + b_high < limit):
+        gaps.append(
+            f"current and bias together can reach {u_low + b_low:,}..{u_high + b_high:,}, and {policy.name} wraps them "
+            f"beyond {-limit:,}..{limit - 1:,}"
+        )
+    if policy.membrane == "unlimited" and bounds.can_saturate:
+        gaps.append(f"the membrane can saturate, and {policy.name} does not limit it")
+    return tuple(gaps)
 
 
 def largest_sum(network: Network, connection: Connection) -> int:

@@ -145,7 +145,19 @@ def inside_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(min=0),
             default=5,
             show_default=True,
-            help="Where states overflow: show the first N places.",
+            help="Where states overflow, or policies differ: show the first N places.",
+        ),
+        click.option(
+            "--policies",
+            metavar="CHIP",
+            help="Report the inputs on which sources for a chip (loihi1, or a TOML file) treat overflows otherwise.",
+        ),
+        click.option(
+            "--follow",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Run N of these inputs to their end under each policy (slow).",
         ),
     )
     for option in reversed(options):

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import FileFormatError
+from ..overflow import LAVA, BiasedRule, CurrentRule, MembraneRule, OverflowPolicy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,7 +55,6 @@ KEYS: dict[str, dict[str, str]] = {
     "neurons": {
         "state_bits": "width of current and membrane, with sign",
         "fraction_bits": "state units per unit of current, as a power of two",
-        "accumulator": "largest magnitude of one step's input in state units",
         "threshold_mantissa": "largest mantissa",
         "threshold_exponent": "power of two that multiplies it",
         "bias_mantissa": "largest magnitude of the mantissa",
@@ -85,6 +85,7 @@ EVENTS = (
     "hop_horizontal",
     "hop_vertical",
 )
+_POLICY_RULES = {"current": get_args(CurrentRule), "biased": get_args(BiasedRule), "membrane": get_args(MembraneRule)}
 _NEEDED_EVENTS = ("synop_dense", "update_active", "update_inactive")
 
 
@@ -166,6 +167,10 @@ class Chip:
         Empty where no costs are published.
     unknown : mapping of str to str
         What is known to be unknown, and what follows from that.
+    policy : OverflowPolicy
+        What the chip is taken to do with numbers that leave their width.
+    others : tuple of OverflowPolicy
+        All that sources give for this chip beside the description's own; ``policy`` is one of these two kinds.
     """
 
     name: str
@@ -174,6 +179,8 @@ class Chip:
     index_bits: tuple[int, ...] = ()
     costs: tuple[CostSet, ...] = ()
     unknown: Mapping[str, str] = field(default_factory=dict)
+    policy: OverflowPolicy = LAVA
+    others: tuple[OverflowPolicy, ...] = ()
 
     def get(self, key: str) -> Quantity | None:
         """The quantity ``"section.key"``, or None where the profile does not know it."""
@@ -242,7 +249,7 @@ def parse_chip(text: str, where: str) -> Chip:
         raise FileFormatError(f"{where}: not valid TOML ({error})") from None
     if profile.get("format") != FORMAT:
         raise FileFormatError(f"{where}: format {profile.get('format')!r}; this lapilli reads format {FORMAT}")
-    _only(where, profile, {"format", "name", "title", "sources", "unknown", "cost", *KEYS})
+    _only(where, profile, {"format", "name", "title", "sources", "unknown", "cost", "overflow", *KEYS})
     for key in ("name", "title"):
         _expect(isinstance(profile.get(key), str), f"{where}: {key} is missing or not a string")
     sources = profile.get("sources", {})
@@ -274,6 +281,7 @@ def parse_chip(text: str, where: str) -> Chip:
             not key.startswith(("geometry.", "limits.")) or quantity.typical >= 1,
             f"{where}: {key} is {quantity.typical}; give 1 or more",
         )
+    policy, others = _policies(f"{where}: [overflow]", profile.get("overflow", {}), sources)
     return Chip(
         name=profile["name"],
         title=profile["title"],
@@ -281,6 +289,8 @@ def parse_chip(text: str, where: str) -> Chip:
         index_bits=index_bits,
         costs=tuple(_cost_set(f"{where}: cost {i + 1}", entry, sources) for i, entry in enumerate(costs)),
         unknown=profile.get("unknown", {}),
+        policy=policy,
+        others=others,
     )
 
 
@@ -335,6 +345,40 @@ def _index_bits(where: str, entry: Mapping[str, Any], sources: Mapping[str, str]
     _expect(bool(good), f"{where}: values is not a list of integers")
     _source(where, entry, sources)
     return tuple(sorted(values or ()))
+
+
+def _policies(where: str, table: Any, sources: Mapping[str, str]) -> tuple[OverflowPolicy, tuple[OverflowPolicy, ...]]:
+    """The policy that a profile names, and all that it defines."""
+    _expect(isinstance(table, dict), f"{where} is not a table")
+    _only(where, table, {"policy", "policies"})
+    entries = table.get("policies", [])
+    _expect(isinstance(entries, list), f"{where}: policies is not a list of tables; write [[overflow.policies]]")
+    others = tuple(_policy(f"{where}: policy {i + 1}", entry, sources) for i, entry in enumerate(entries))
+    names = [LAVA.name, *(policy.name for policy in others)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    _expect(twice is None, f"{where}: two policies are named {twice!r}; {LAVA.name!r} is the description's own")
+    named = table.get("policy", LAVA.name)
+    _expect(named in names, f"{where}: there is no policy {named!r}; known are {', '.join(names)}")
+    return (LAVA, *others)[names.index(named)], others
+
+
+def _policy(where: str, entry: Any, sources: Mapping[str, str]) -> OverflowPolicy:
+    _expect(isinstance(entry, dict), f"{where} is not a table")
+    _only(where, entry, {f.name for f in fields(OverflowPolicy)})
+    _expect(isinstance(entry.get("name"), str), f"{where}: name is missing or not a string")
+    given: dict[str, Any] = {"name": entry["name"], "note": _text(where, entry, "note")}
+    for key, rules in _POLICY_RULES.items():
+        if key in entry:
+            _expect(entry[key] in rules, f"{where}: {key} is {entry[key]!r}; choose from {', '.join(rules)}")
+            given[key] = entry[key]
+    bits = entry.get("accumulator_bits")
+    if bits is not None:
+        _expect(
+            type(bits) is int and 2 <= bits <= 48,
+            f"{where}: accumulator_bits is {bits!r}; give 2 to 48, or leave it out",
+        )
+        given["accumulator_bits"] = bits
+    return OverflowPolicy(**given, source=_source(where, entry, sources))
 
 
 def _cost_set(where: str, entry: Any, sources: Mapping[str, str]) -> CostSet:

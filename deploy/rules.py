@@ -14,9 +14,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..bounds import PopulationBounds, population_bounds
+from ..bounds import PopulationBounds, policy_gaps, population_bounds
 from ..errors import UnsupportedError
 from ..network import INPUT, Connection, Network, Population
+from ..overflow import LAVA
 from .chip import Chip, Quantity, load_chip
 from .placement import Plan, plan
 from .schedule import Schedule, make_schedule
@@ -351,20 +352,21 @@ def states_cannot_overflow(case: Case) -> Iterator[Violation]:
 
 
 @rule
-def accumulator_cannot_overflow(case: Case) -> Iterator[Violation]:
-    """The sum of one step's input fits the dendritic accumulator, which is narrower than the state."""
-    q = case.chip.get("neurons.accumulator")
+def overflow_policies_agree(case: Case) -> Iterator[Violation]:
+    """No number can reach a value that a source for this chip treats otherwise than the description."""
+    chip = case.chip
     for p in case.network.populations:
-        low, high = case.bounds[p.name].drive
-        if q and max(-low, high) > q.value:
+        gaps = {policy: policy_gaps(p, case.bounds[p.name], policy) for policy in chip.others}
+        differing = [policy for policy, why in gaps.items() if why]
+        if differing:
             yield Violation(
-                "accumulator_cannot_overflow",
+                "overflow_policies_agree",
                 _population(p),
-                f"one step's input can reach {low}..{high}",
-                f"the accumulator holds ±{int(q.value)}",
-                q.source,
-                "only the worst case does; Lava and this simulator have no such limit, so scale the population down "
-                "to be sure",
+                "; ".join(reason for policy in differing for reason in gaps[policy]),
+                "this simulator does as Lava does" + (f", {chip.name} as {chip.policy.name}" * (chip.policy != LAVA)),
+                "; ".join(policy.source for policy in differing),
+                f"only the worst case does; `lapilli sim --policies {chip.name}` names the inputs that do, or scale "
+                "the population down to be sure",
                 "note",
             )
 

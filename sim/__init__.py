@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .equivalence.comparison import verify as verify
     from .inside.overflows import Overflow as Overflow
     from .inside.overflows import overflow_events as overflow_events
+    from .inside.policies import PolicyReport as PolicyReport
+    from .inside.policies import compare_policies as compare_policies
     from .inside.trace_files import save_traces as save_traces
     from .inside.traces import Traces as Traces
     from .inside.traces import trace as trace
@@ -29,8 +31,10 @@ _PLACES = {
     "EnergyReport": "cost.energy_report",
     "Equivalence": "equivalence.comparison",
     "Overflow": "inside.overflows",
+    "PolicyReport": "inside.policies",
     "Run": "simulation",
     "Traces": "inside.traces",
+    "compare_policies": "inside.policies",
     "energy": "cost.estimate",
     "overflow_events": "inside.overflows",
     "save_traces": "inside.trace_files",

@@ -11,11 +11,12 @@ import numpy as np
 
 from ..arithmetic import neuron_step, synapse_sum
 from ..network import INPUT, IntArray, Network
+from ..overflow import LAVA, OverflowPolicy
 from ..recording import Recording, at_every_step
 
 
-def reference(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recording:
-    """Run a batch; see :class:`lapilli.recording.Executor`."""
+def reference(network: Network, x: IntArray, trace: Collection[str] = (), policy: OverflowPolicy = LAVA) -> Recording:
+    """Run a batch; see :class:`lapilli.recording.Executor`. ``policy``: what to do with overflows, to compare."""
     frames = at_every_step(network, x)
     batch = frames.shape[1]
     out = Recording(
@@ -38,7 +39,7 @@ def reference(network: Network, x: IntArray, trace: Collection[str] = ()) -> Rec
                     drive += synapse_sum(c.synapse, sent[c.source][n - c.delay], p.shape) << (
                         p.fraction_bits + c.weight_exponent
                     )
-            step = neuron_step(p, u[p.name], v[p.name], drive)
+            step = neuron_step(p, u[p.name], v[p.name], drive, policy)
             u[p.name], v[p.name] = step.u, step.v
             sent[p.name].append(step.spikes.astype(np.int64))
             out.wraps[p.name] += int(step.wrapped.sum())

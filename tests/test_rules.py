@@ -120,12 +120,12 @@ CASES = {
         "can saturate",
         "note",
     ),
-    "accumulator_cannot_overflow": (
+    "overflow_policies_agree": (
         "loihi1",
         net(weight=[[127, -128]], connection={"weight_exponent": 7}),
         net(weight=[[127, 127]], connection={"weight_exponent": 8}),
         "'p'",
-        "±2097151",
+        "nengo-loihi wraps it beyond -2,097,152..2,097,151",
         "note",
     ),
     "input_is_binary": ("loihi1", net(), net(source=GRADED), "input", "write the current of p as bias", "note"),

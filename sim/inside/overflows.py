@@ -84,7 +84,7 @@ def overflow_events(
     for part in batches(net, x, batch_size(net, names)):
         recording = executor(net, net.input.encode(part), names)
         rows = [_events(recording, p, rank, limit, name) for rank, p in enumerate(watched)]
-        for sample, step, rank, neuron, kind, before, after in _first(
+        for sample, step, rank, neuron, kind, before, after in first_rows(
             np.concatenate(rows), limit - len(found)
         ).tolist():
             found.append(Overflow(first + sample, step, names[rank], neuron, KINDS[kind], before, after))
@@ -139,7 +139,7 @@ def _events(recording: Recording, p: Population, rank: int, limit: int, engine: 
         step = neuron_step(p, at.u, at.v, at.drive)
         new = [_rows(at.step, rank, kind, *values) for kind, values in enumerate(_overflowing(p, step))]
         if any(map(len, new)):
-            kept = _first(np.concatenate([kept, *new]), limit)
+            kept = first_rows(np.concatenate([kept, *new]), limit)
     return kept
 
 
@@ -157,6 +157,6 @@ def _rows(
     return np.stack([sample, *constant, neuron, np.full(len(sample), kind), before[mask], after[mask]], axis=1)
 
 
-def _first(rows: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
+def first_rows(rows: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
     """The first rows in the order of their columns."""
     return rows[np.lexsort(rows.T[::-1])][:limit]
