@@ -15,8 +15,10 @@ from .errors import Error
 
 if TYPE_CHECKING:
     from .network import Network
+    from .recording import Executor
     from .samples import Samples
     from .sim import Run
+    from .sim.engine.profile import Profiler
 
 EXIT_FAILED = 1  # the check, or the proof, says no
 EXIT_BAD_INPUT = 2
@@ -403,30 +405,52 @@ def deploy(
 @samples_option
 @click.option("--engine", help="fast, reference, onnxruntime, torch or lava.  [default: fast; torch on a GPU]")
 @gpu_option
+@click.option("--profile", is_flag=True, help="Per layer: path, density, time, synaptic operations/s (engine fast).")
 @inside_options
 @json_option
 def simulate_command(
-    network: str, data: str, samples: int | None, engine: str | None, device: str | None, as_json: bool, **inside: Any
+    network: str,
+    data: str,
+    samples: int | None,
+    engine: str | None,
+    device: str | None,
+    profile: bool,
+    as_json: bool,
+    **inside: Any,
 ) -> None:
     """Simulate a NETWORK on DATA: accuracy, spike rates, synaptic operations, overflows.
 
     \b
     Example:  lapilli sim network.onnx digits
               lapilli sim network.onnx digits --device cuda
+              lapilli sim network.onnx digits --profile
               lapilli sim network.onnx digits --trace 'fc1[0:10]' --trace 'conv2[3,:,:]' --plots figures
     """
     from .sim.executors import for_device
     from .sim.inside.look import Look
-    from .terminal import run_table
+    from .terminal import profile_table, run_table
 
     net = _network(network)
     wanted = _samples(data, net, samples)
     executor = for_device(engine, device)
+    profiler = _profiler(executor) if profile else None
     look = Look(net, wanted.x, executor, **inside)  # what cannot be traced is refused before the long run
-    done = _simulate(net, wanted, executor)
+    done = _simulate(net, wanted, executor, profiler)
     seen = look.inside(done)
     document = _result(done, wanted) | seen.to_json()
-    _emit(document, as_json, lambda: _group([run_table(done, document["accuracy"]), *seen.lines()]))
+    tables = [run_table(done, document["accuracy"])]
+    if profiler:
+        document["profile"] = profiler.to_json(done)
+        tables.append(profile_table(profiler, done))
+    _emit(document, as_json, lambda: _group([*tables, *seen.lines()]))
+
+
+def _profiler(engine: str) -> Profiler:
+    from .sim.engine.profile import Profiler
+
+    if engine != "fast":
+        raise click.BadParameter(f"the engine {engine!r} shows no profile; use fast", param_hint="--profile")
+    return Profiler()
 
 
 @_with_data
@@ -519,12 +543,12 @@ def _samples(data: str, network: Network, limit: int | None) -> Samples:
     return read_samples(data, network, limit)
 
 
-def _simulate(network: Network, wanted: Samples, engine: str) -> Run:
+def _simulate(network: Network, wanted: Samples, engine: str, executor: Executor | None = None) -> Run:
     from .sim import simulate
     from .terminal import progress_bar
 
     with progress_bar(f"simulating ({engine})") as report:
-        return simulate(network, wanted.x, engine=engine, progress=report)
+        return simulate(network, wanted.x, engine=executor or engine, progress=report)
 
 
 def _result(done: Run, wanted: Samples) -> dict[str, Any]:

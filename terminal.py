@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from .deploy import Violation
     from .sim import Run
+    from .sim.engine.profile import Profiler
     from .sim.page.summary import Stage
     from .train.checkpoint import Epoch
 
@@ -128,6 +129,40 @@ def run_table(run: Run, accuracy: float | None) -> RenderableType:
     if accuracy is not None:
         lines.insert(0, f"accuracy {accuracy:.2%}")
     return Group(layers, connections, *lines)
+
+
+def profile_table(profiler: Profiler, run: Run) -> RenderableType:
+    """Where the time of the fast engine went."""
+    from rich.console import Group
+    from rich.table import Table
+
+    from .sim.engine import kernels, threads
+    from .sim.units import percent, si
+
+    table = Table(
+        "population", "sums by", "density", "time", "of all", "synaptic operations/s", "of peak", title="profile"
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    layers = profiler.layers(run)
+    whole = sum(layer.seconds for layer in layers) or 1.0
+    for layer in layers:
+        table.add_row(
+            layer.population,
+            layer.path,
+            percent(layer.density),
+            si(layer.seconds, "s"),
+            percent(layer.seconds / whole, 1),
+            si(layer.rate, ""),
+            percent(layer.of_peak, 1),
+        )
+    peak = "computed by NumPy, without compiled kernels"
+    if profiler.peak:
+        peak = (
+            f"peak: {si(profiler.peak, '')} additions/s on each of {threads.count()} threads ({kernels.level_name()}), "
+            "measured with weights in the cache and every input spiking"
+        )
+    return Group(table, peak)
 
 
 def shipped_table(listed: Sequence[Mapping[str, Any]]) -> RenderableType:

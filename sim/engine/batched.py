@@ -11,10 +11,11 @@ sum ever leaves the cache. Where that kernel cannot run, a block is two calls in
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -28,11 +29,13 @@ from .sums import LayerSums, Synapses
 BLOCK_BYTES = 2**25  # NumPy: buffers of one block; larger gains nothing, smaller cuts the matrix products into slivers
 CACHE_BYTES = 2**21  # compiled: what NumPy still sums is written and read once, best while it is in the cache
 THREAD_UPDATES = 2**16  # fewer neuron updates than this are not worth waking another thread for
+Watch: TypeAlias = Callable[["Layer", int, int, float], object]  # layer, first step, one past the last, seconds
+
 PIECES = 4  # blocks of samples per thread: a thread that is held up leaves its share to the others
 
 
-def fast(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recording:
-    """Run a batch; see :class:`lapilli.recording.Executor`.
+def fast(network: Network, x: IntArray, trace: Collection[str] = (), watch: Watch | None = None) -> Recording:
+    """Run a batch; see :class:`lapilli.recording.Executor`. ``watch`` hears of every layer that has advanced.
 
     Besides what it returns, a call holds the state of the populations (up to 16 bytes per neuron and sample) and one
     block of buffers per thread (about ``BLOCK_BYTES`` in NumPy, or one sample at one step where that is larger).
@@ -43,14 +46,17 @@ def fast(network: Network, x: IntArray, trace: Collection[str] = ()) -> Recordin
     frames = at_every_step(network, x)
     constant = x.ndim == len(network.input.shape) + 1
     batch = frames.shape[1]
-    layers = [_Layer(s, LayerSums(s, frames, constant), frames.shape[:2], s.population.name in traced) for s in plan]
+    layers = [Layer(s, LayerSums(s, frames, constant), frames.shape[:2], s.population.name in traced) for s in plan]
     spikes = {layer.population.name: layer.spikes for layer in layers}
     stride = network.steps_at_once
     out = Recording()
     for first in range(0, network.steps, stride):
         last = min(first + stride, network.steps)
         for layer in layers:
+            started = time.perf_counter()
             layer.advance(first, last, batch, spikes)
+            if watch:
+                watch(layer, first, last, time.perf_counter() - started)
             if last == network.steps:
                 layer.finish(out)
     return out
@@ -83,12 +89,13 @@ def _parts(layout: Layout, n: int) -> Iterator[kernels.Part]:
         yield kernels.Part(whole[0], (first, last)) if by_block else kernels.Part((first, last), whole[1])
 
 
-class _Layer:
+class Layer:
     """A population while it runs: its synapses, its state and what it has left behind."""
 
     def __init__(self, synapses: Synapses, sums: LayerSums, window: tuple[int, ...], traced: bool):
         steps, batch = window
         self.population = population = synapses.population
+        self.batch = batch
         self.synapses = synapses
         self.sums = sums
         self.state: State | None = None
@@ -138,6 +145,11 @@ class _Layer:
             self.synapses.may_wrap,
         )
         return Events(done.wraps, done.saturations, done.products)
+
+    def take_products(self) -> int:
+        """Images summed as products since the last call."""
+        taken, self.products = self.products, 0
+        return taken
 
     def _worth_threads(self, first: int, last: int, batch: int) -> bool:
         """NumPy has threads of its own; a few small steps are done before another thread wakes up."""

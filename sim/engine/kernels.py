@@ -120,7 +120,7 @@ class Done(NamedTuple):
     products: int  # images of all connections that were summed as products, not by events
 
 
-def products_from(packed: Rows, layout: Layout) -> int:
+def products_from(packed: Rows, layout: Layout, path: str) -> int:
     """Events of an image from which on it is summed as a product."""
     if path != "auto":
         return 0 if path == "products" else 2**62
@@ -143,6 +143,7 @@ def layer_steps(
     traces: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
     part: Part | None = None,
     may_wrap: bool = True,
+    forced: str | None = None,
 ) -> Done:
     """Take all steps of a block of neurons, synapse sums included.
 
@@ -169,6 +170,8 @@ def layer_steps(
         All neurons unless given.
     may_wrap : bool
         False where the sum over all that arrives is known to stay within the state's width.
+    forced : str, optional
+        Of ``PATHS``; :data:`path` unless given.
     """
     p, at = population, layout
     steps, samples = window
@@ -205,7 +208,7 @@ def layer_steps(
         if fans:
             sources += [_address(packed.to), packed.weight.shape[2], 0, 0]
         else:
-            sources += [0, 0, _address(packed.factors), products_from(packed, at)]
+            sources += [0, 0, _address(packed.factors), products_from(packed, at, forced or path)]
     if not steps * samples:
         return Done(0, 0, 0)
     counted = _compiled.layer_steps(

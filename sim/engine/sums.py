@@ -96,7 +96,13 @@ def _arranged_bias(population: Population, layout: Layout) -> npt.NDArray[np.int
 
 
 class LayerSums:
-    """All connections into one population, while a batch runs through it."""
+    """All connections into one population, while a batch runs through it.
+
+    Attributes
+    ----------
+    by_events, by_numpy : list of Prepared
+        Which connections the compiled kernel sums, and which NumPy.
+    """
 
     def __init__(self, synapses: Synapses, frames: Array, constant: bool):
         self._synapses = synapses
@@ -104,13 +110,13 @@ class LayerSums:
         self._frames = frames
         self._constant = constant
         self._at_rest: dict[tuple[str, int, int], Array] = {}
-        self._by_events = [p for p in synapses.prepared if self._runs_on_events(p)]
-        self._by_numpy = [p for p in synapses.prepared if not self._runs_on_events(p)]
+        self.by_events = [p for p in synapses.prepared if self._runs_on_events(p)]
+        self.by_numpy = [p for p in synapses.prepared if not self._runs_on_events(p)]
 
     @property
     def buffered(self) -> bool:
         """Whether NumPy makes a drive for every step: all but what the kernel sums and what never changes."""
-        return any(not (self._constant and p.connection.source == INPUT) for p in self._by_numpy)
+        return any(not (self._constant and p.connection.source == INPUT) for p in self.by_numpy)
 
     def drive(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> Array | None:
         """What NumPy sums of ``I 2^f`` in a block, exact: [t, b, *shape]; may be a read-only or strided view.
@@ -126,7 +132,7 @@ class LayerSums:
         """
         size = (steps.stop - steps.start, samples.stop - samples.start, *self._population.shape)
         total: Array | None = None
-        for prepared in self._by_numpy:
+        for prepared in self.by_numpy:
             part = self._summed(prepared, sent, steps, samples, size)
             total = part if total is None else total + part
         if total is None and not self._synapses.compiled:
@@ -136,7 +142,7 @@ class LayerSums:
     def arriving(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> list[kernels.Arriving]:
         """The spikes of a block that the compiled kernel sums; valid until the next block of this thread."""
         found = []
-        for p in self._by_events:
+        for p in self.by_events:
             c = p.connection
             silent = min(max(c.delay - steps.start, 0), steps.stop - steps.start)
             source = self._frames if c.source == INPUT else sent[c.source]
