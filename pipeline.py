@@ -151,7 +151,7 @@ def train_recipe(
     metadata = {
         **made.network.metadata,
         "recipe": recipe.provenance(),
-        "method": f"DSR {recipe.network.neuron.upper()}, reset {recipe.network.reset}, then bit-true fine-tuning",
+        "method": f"{recipe.method}, then bit-true fine-tuning",
         "accuracy": {"data": data.name, "samples": len(data.test), **accuracy},
         "trained_with": _versions(("lapilli", "torch", "numpy")),
     }

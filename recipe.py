@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import RecipeError
 from .export.quantization import QuantizeConfig
 from .recipes import FOLDER
-from .train.config import BitTrueConfig, DataConfig, NetworkConfig, TrainConfig
+from .train.config import BitTrueConfig, DataConfig, NetworkConfig, TrainConfig, settings_of_the_method
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,10 +51,25 @@ class Recipe(BaseModel):
     bit_true: BitTrueConfig = Field(default_factory=lambda: BitTrueConfig.model_validate({}))
     deploy: DeployConfig = Field(default_factory=lambda: DeployConfig.model_validate({}))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_method(cls, given: Any) -> Any:
+        """What sections leave out is set as the network's method has it."""
+        if not isinstance(given, dict):
+            return given
+        completed = dict(given)
+        for section, settings in settings_of_the_method(given.get("network")).items():
+            own = given.get(section, {})
+            if isinstance(own, dict):
+                completed[section] = settings | own
+        return completed
+
     @property
     def method(self) -> str:
         """How the network is trained, in a few words."""
         n = self.network
+        if n.method == "tssl-bp":
+            return f"TSSL-BP, {n.steps} steps, gradient by {n.gradient}"
         return f"DSR {n.neuron.upper()}, {n.steps} steps, reset {n.reset}"
 
     def provenance(self) -> dict[str, Any]:

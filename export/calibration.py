@@ -109,7 +109,10 @@ class Calibrator:
         missing = [key for key in wanted if key not in self._excess]
         for key, found in self._measure({key: (clipping.get(key[0]),) for key in missing}, _excess).items():
             self._excess[key] = found[clipping.get(key[0])] / len(self._samples)
-        shifted = (_shifted(layer, self._excess[key]) for layer, key in zip(self.folded.layers, wanted, strict=True))
+        steps = self.folded.steps
+        shifted = (
+            _shifted(layer, self._excess[key], steps) for layer, key in zip(self.folded.layers, wanted, strict=True)
+        )
         return replace(self.folded, layers=tuple(shifted), corrected=True), config
 
     def _measure(
@@ -189,8 +192,10 @@ def mean_excess(folded: Folded, network: Network, samples: Samples, *, execute: 
     return {name: total / len(samples) for name, total in totals.items()}
 
 
-def _shifted(layer: FoldedLayer, excess: FloatArray) -> FoldedLayer:
-    return replace(layer, affine=replace(layer.affine, bias=layer.affine.bias - excess))
+def _shifted(layer: FoldedLayer, excess: FloatArray, steps: int) -> FoldedLayer:
+    # Synaptic current carries what arrives in a step into later ones: the mean over steps of sum_{k<=t} current_beta^k.
+    carried = np.cumsum(layer.current_beta ** np.arange(steps)).mean()
+    return replace(layer, affine=replace(layer.affine, bias=layer.affine.bias - carried * excess))
 
 
 def _float_layers(

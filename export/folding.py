@@ -10,6 +10,9 @@ and its neurons, which now send plain spikes 0/1, are those of :mod:`lapilli.net
 
     v = beta v + W' s + b'      fire where v >= threshold = alpha th      subtract reset_amount = th, or set to 0
 
+TSSL-BP has ``k = 1/tau_s``, ``A = 1``, no biases, and a synaptic current ``i = current_beta i + W' s`` in place of
+``W' s``; it fires where ``v > threshold``.
+
 Average pooling has no neurons: it becomes part of the weights that follow it. Where a layer adds up several branches
 (residual blocks), each is scaled by the ``g`` that follows the sum and by the ``A`` of its own source, and one bias
 ``b'`` holds for all; an identity branch has one weight for each channel. :mod:`lapilli.export.lowering` reads all this
@@ -44,17 +47,20 @@ class Pool:
         What the sum over a window is divided by; None: the size of the window.
     padding : (vertical, horizontal)
         Zeros on every side, which count in the mean.
+    gain : float
+        Factor on what pooling gives.
     """
 
     size: Pair
     stride: Pair
     divisor: int | None = None
     padding: Pair = (0, 0)
+    gain: float = 1.0
 
     @property
     def factor(self) -> float:
         """Weight of each value in a window."""
-        return 1.0 / (self.divisor or math.prod(self.size))
+        return self.gain / (self.divisor or math.prod(self.size))
 
     def output_shape(self, source: Shape) -> Shape:
         """``(C, Y, X)`` after pooling."""
@@ -296,11 +302,14 @@ class FoldedLayer:
     reset : {"subtract", "zero", "none"}
         "none": a readout accumulator.
     threshold : float
-        Fires where ``v >= threshold`` (``alpha th``); not used with reset "none".
+        Fires where ``v >= threshold`` (``alpha th``), with synaptic current where ``v > threshold``; not used with
+        reset "none".
     reset_amount : float
         Subtracted at a spike (``th``) with reset "subtract".
     beta : float
         Membrane kept from one step to the next; 1 for IF.
+    current_beta : float
+        Synaptic current kept from one step to the next; 0: none, as in DSR.
     amplitude : float
         What a spike of this layer stood for in training; the weights that follow have it folded in.
     """
@@ -312,6 +321,7 @@ class FoldedLayer:
     threshold: float = 0.0
     reset_amount: float = 0.0
     beta: float = 1.0
+    current_beta: float = 0.0
     amplitude: float = 1.0
     source: str = ""
     shortcuts: tuple[Branch, ...] = ()
@@ -378,6 +388,8 @@ class Folded:
     corrected : bool
         Whether biases make up for the rounding of weights (:mod:`.calibration`); then it is no longer quite the trained
         network.
+    gradient : str
+        What trained it, and trains it on in integers: "dsr", or a version of TSSL-BP.
     """
 
     layers: tuple[FoldedLayer, ...]
@@ -386,6 +398,7 @@ class Folded:
     name: str = "network"
     labels: tuple[str, ...] = ()
     corrected: bool = False
+    gradient: str = "dsr"
 
     @property
     def readout(self) -> Literal["rate", "membrane"]:
@@ -427,11 +440,13 @@ class Folded:
             bias = layer.affine.bias.reshape(-1, *[1] * (len(layer.shape) - 1))
             branches = self.branches(layer)
             v = np.zeros((sent[INPUT][0].shape[0], *layer.shape))
+            current = np.zeros_like(v)
             fired: list[FloatArray] = []
             currents = [_currents(branch.affine, sent[branch.source]) for branch in branches]
             for parts in zip(*currents, strict=True):
-                v = layer.beta * v + (sum(part.reshape(v.shape) for part in parts) + bias)
-                spike = v >= layer.threshold
+                current = layer.current_beta * current + sum(part.reshape(v.shape) for part in parts)
+                v = layer.beta * v + (current + bias)
+                spike = v > layer.threshold if layer.current_beta else v >= layer.threshold
                 if layer.reset != "none":
                     v = np.where(spike, 0.0, v) if layer.reset == "zero" else v - layer.reset_amount * spike
                 fired.append(spike.astype(np.float64))

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..errors import UnsupportedError
 from ..network import INPUT
 from ..train.model import SpikingSequential, population_name
-from ..train.neurons import Accumulator, LIFNeuron, Neuron
+from ..train.neurons import Accumulator, LIFNeuron, Neuron, input_gain
+from ..train.tssl import SharedDropout, SumPool2d, TSSLNeuron
 from .folding import (
     AdaptivePool,
     Affine,
@@ -81,7 +82,8 @@ def _pool(where: str, pool: nn.AvgPool2d, source: tuple[int, ...]) -> Pool:
     left_over = any((n + 2 * z - p) % s for n, p, s, z in zip(source[1:], size, stride, padding, strict=True))
     if pool.ceil_mode and left_over:
         raise UnsupportedError(f"{where}: ceil_mode gives windows of several sizes on {source}; use ceil_mode=False")
-    return Pool(size, stride, pool.divisor_override, padding)
+    gain = pool.gain if isinstance(pool, SumPool2d) else 1.0
+    return Pool(size, stride, pool.divisor_override, padding, gain)
 
 
 def _batch_norm(where: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[FloatArray, FloatArray]:
@@ -119,7 +121,9 @@ class _Value:
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (Neuron, Accumulator)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (Neuron, Accumulator, SumPool2d, SharedDropout)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -214,7 +218,7 @@ class _Lowering:
         """End a sum: its weights, pooling, amplitudes and ``k`` become the branches of a layer."""
         if name in self.layers:
             raise UnsupportedError(f"{where}: is used twice; give each use neurons of its own")
-        k = 1.0 if module.beta == 1.0 else 1.0 - module.beta
+        k = input_gain(module)
         branches: list[Branch] = []
         shapes = []
         for term in value.terms:
@@ -226,6 +230,11 @@ class _Lowering:
             raise UnsupportedError(f"{where}: adds values of shapes {' and '.join(map(str, shapes))}")
         shape = shapes[0]
         bias = np.broadcast_to(value.bias, (shape[0],)) * k
+        if module.current_beta and np.any(bias):
+            raise UnsupportedError(
+                f"{where}: a bias before neurons with synaptic current is not one constant of their membrane; use "
+                "layers without bias and batch normalization"
+            )
         first = replace(branches[0].affine, bias=bias)
         layer = replace(_neurons(name, first, shape, module), source=branches[0].source, shortcuts=tuple(branches[1:]))
         self.layers[name] = layer
@@ -360,15 +369,27 @@ def lower(model: SpikingSequential, *, name: str = "network", labels: tuple[str,
                 values[node] = work.flatten(where, node.args[1:], value_of(node.args[0]))
             else:
                 raise UnsupportedError(f"{where}: cannot be folded; use modules, additions and flatten(1)")
-    return Folded(layers=layers, steps=model.steps, input_shape=tuple(model.input_shape), name=name, labels=labels)
+    versions = {n.version for n in model.neurons.values() if isinstance(n, TSSLNeuron)}
+    return Folded(
+        layers=layers,
+        steps=model.steps,
+        input_shape=tuple(model.input_shape),
+        name=name,
+        labels=labels,
+        gradient=f"tssl-bp, by {versions.pop()}" if versions else "dsr",
+    )
 
 
 def _neurons(name: str, affine: Affine, shape: tuple[int, ...], module: Neuron | Accumulator) -> FoldedLayer:
     if isinstance(module, Accumulator):
-        return FoldedLayer(name=name, affine=affine, shape=shape, reset="none", beta=module.beta)
+        return FoldedLayer(
+            name=name, affine=affine, shape=shape, reset="none", beta=module.beta, current_beta=module.current_beta
+        )
     # The module clamps its threshold before every forward pass; one that has not run yet may still be below.
     threshold = max(module.threshold.item(), module.bound)
     amplitude = threshold / module.dt if isinstance(module, LIFNeuron) else threshold
+    if isinstance(module, TSSLNeuron):
+        amplitude = 1.0
     return FoldedLayer(
         name=name,
         affine=affine,
@@ -377,5 +398,6 @@ def _neurons(name: str, affine: Affine, shape: tuple[int, ...], module: Neuron |
         threshold=module.alpha * threshold,
         reset_amount=threshold if module.reset == "subtract" else 0.0,
         beta=module.beta,
+        current_beta=module.current_beta,
         amplitude=amplitude,
     )

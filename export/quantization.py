@@ -202,6 +202,11 @@ def quantize_with_latent(folded: Folded, config: QuantizeConfig, calibration: np
         for branch in folded.branches(layer):
             affine = branch.affine
             if branch.source == INPUT:
+                if layer.current_beta and np.any(net_input.zero):
+                    raise UnsupportedError(
+                        f"layer {layer.name!r}: has synaptic current, so the input's offset is no constant bias of its "
+                        "membrane; leave out quantize.input_mean and input_std"
+                    )
                 affine, bias = _after_input(affine, bias, net_input)
             branches.append(replace(branch, affine=affine))
         made.append(_quantize_layer(layer, branches, bias, config, sources))
@@ -216,9 +221,10 @@ def quantize_with_latent(folded: Folded, config: QuantizeConfig, calibration: np
     )
     report = tuple(_report(layer, m, network) for layer, m in zip(folded.layers, made, strict=True))
     metadata = {"settings": config.model_dump(mode="json"), "layers": [asdict(r) for r in report]}
+    trained_by = {} if folded.gradient == "dsr" else {"gradient": folded.gradient}
     latent = {f"{c.name}/weight": w for m in made for c, w in zip(m.connections, m.weight_steps, strict=True)}
     latent |= {f"{m.population.name}/bias": m.bias_units for m in made}
-    return Quantized(replace(network, metadata={"quantization": metadata}), latent, report)
+    return Quantized(replace(network, metadata={"quantization": metadata, **trained_by}), latent, report)
 
 
 def _readout(last: Population) -> Readout:
@@ -380,11 +386,12 @@ def _quantize_layer(
                 "use fewer input levels or retrain the layer"
             )
     unit = scale * 2**finer * STEP  # state units per real unit
-    exponent = bias_exponent(bias * unit, leaky=layer.beta != 1.0)
+    exponent = bias_exponent(bias * unit, leaky=not _on_grid(layer))
     population = Population(
         name=layer.name,
         shape=layer.shape,
         reset=layer.reset,
+        du=round(DECAY_ONE * (1.0 - layer.current_beta)),
         dv=0 if layer.beta == 1.0 else round(DECAY_ONE * (1.0 - layer.beta)),
         bias=(np.rint(bias * unit / 2**exponent) * 2**exponent).astype(np.int64),
         fraction_bits=FRACTION_BITS,
@@ -501,8 +508,13 @@ def _levels(where: str, layer: FoldedLayer, scale: float) -> dict[str, int]:
             "zero, the weights being so much larger; retrain the layer"
         )
     # IF: membranes are multiples of 64, so v > 64 (T - 1) is v >= 64 T. LIF: v takes all integers.
-    theta = math.ceil(fire_at) - 1 if layer.beta == 1.0 else round(fire_at)
+    theta = math.ceil(fire_at) - 1 if _on_grid(layer) else round(fire_at)
     return {"threshold": STEP * theta, "reset_amount": STEP * reset_amount}
+
+
+def _on_grid(layer: FoldedLayer) -> bool:
+    """Whether membranes stay multiples of a weight step: no decay."""
+    return layer.beta == 1.0 and not layer.current_beta
 
 
 def _report(layer: FoldedLayer, made: _Made, network: Network) -> LayerReport:
@@ -513,7 +525,7 @@ def _report(layer: FoldedLayer, made: _Made, network: Network) -> LayerReport:
     error = np.abs(integers / scales - weight) / largest
     bits = made.connections[0].weight_bits
     relative_to = made.unit * (layer.reset_amount or layer.threshold or largest)
-    fires_at = made.population.threshold + (STEP if layer.beta == 1.0 else 0)
+    fires_at = made.population.threshold + (STEP if _on_grid(layer) else 0)
     spikes = layer.reset != "none"
     return LayerReport(
         name=layer.name,

@@ -14,10 +14,20 @@ pytest.importorskip("lava", reason="lava-nc is not installed")
 @pytest.mark.parametrize("neuron", ["if", "lif"])
 def test_what_is_trained_is_what_every_executor_runs(neuron, reset, tmp_path):
     short = ["train.epochs=3", "bit_true.epochs=1", f"network.neuron={neuron}", f"network.reset={reset}"]
-    done = run_recipe(load_recipe("digits", short), tmp_path, resume=False, narrator=Narrator())
+    assert_equal_everywhere(load_recipe("digits", short), tmp_path, at_least=0.9)
+
+
+@pytest.mark.lava
+@pytest.mark.slow
+def test_tssl_too(tmp_path):
+    assert_equal_everywhere(load_recipe("digits-tssl", ["train.epochs=6", "bit_true.epochs=1"]), tmp_path, at_least=0.7)
+
+
+def assert_equal_everywhere(recipe, folder, at_least):
+    done = run_recipe(recipe, folder, resume=False, narrator=Narrator())
     summary = done.summary
     assert done.spikes_equal
     assert set(summary["accuracy"]["executors"]) == {"reference", "torch", "fast", "onnxruntime", "lava"}
     assert set(summary["accuracy"]["executors"].values()) == {summary["accuracy"]["stages"]["bit-true"]}
-    assert summary["accuracy"]["stages"]["bit-true"] > 0.9
+    assert summary["accuracy"]["stages"]["bit-true"] > at_least
     assert summary["test_samples"] == 360

@@ -7,6 +7,7 @@ from collections import Counter, OrderedDict
 from functools import singledispatchmethod
 from typing import cast
 
+import torch
 from torch import nn
 
 from ..errors import RecipeError
@@ -24,6 +25,7 @@ from .config import (
 )
 from .neurons import Accumulator, IFNeuron, LIFNeuron, Neuron
 from .residual import PreActBlock
+from .tssl import SharedDropout, SumPool2d, TSSLNeuron
 
 NEURON_SUFFIX = "_neuron"  # layer "conv1" has its weights in `conv1`, its neurons in `conv1_neuron`
 
@@ -80,7 +82,7 @@ class _Assembly:
         conv = nn.Conv2d(
             channels, layer.channels, layer.kernel, layer.stride, layer.padding, layer.dilation, layer.groups, bias
         )
-        _initialize(conv)
+        self._initialize(conv, layer.initial_scale)
         name = self._name("conv")
         self.modules[name] = conv
         if layer.batch_norm:
@@ -103,7 +105,7 @@ class _Assembly:
         )
         for module in block.modules():
             if isinstance(module, nn.Conv2d):
-                _initialize(module)
+                self._initialize(module)
         self.modules[self._name("block")] = block
         self.shape = shape
 
@@ -128,7 +130,8 @@ class _Assembly:
         if any(2 * p > w for p, w in zip(layer.padding, window, strict=True)):
             raise RecipeError(f"{self.where}: padding {list(layer.padding)} is more than half of size {list(window)}")
         name = self._name("pool")
-        self.modules[name] = nn.AvgPool2d(window, stride, layer.padding)
+        mean = nn.AvgPool2d(window, stride, layer.padding)
+        self.modules[name] = mean if layer.gain is None else SumPool2d(window, stride, layer.padding, layer.gain)
         if layer.neurons:
             self._add_neurons(name)
         self.shape = (channels, out[0], out[1])
@@ -141,7 +144,8 @@ class _Assembly:
 
     @add.register
     def _(self, layer: DropoutLayer) -> None:
-        self.modules[self._name("dropout")] = nn.Dropout(layer.p)
+        tssl = self.config.method == "tssl-bp"
+        self.modules[self._name("dropout")] = SharedDropout(layer.p, self.config.steps) if tssl else nn.Dropout(layer.p)
 
     @add.register
     def _(self, layer: LinearLayer) -> None:
@@ -152,6 +156,9 @@ class _Assembly:
         linear = nn.Linear(math.prod(self.shape), layer.features, bias=bias)
         if layer.initial_std is not None:
             nn.init.normal_(linear.weight, 0.0, layer.initial_std)
+        elif self.config.method == "tssl-bp":
+            nn.init.kaiming_normal_(linear.weight)
+        _scale(linear, layer.initial_scale)
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)
         name = self._name("fc")
@@ -190,18 +197,33 @@ class _Assembly:
 
     def _neuron(self) -> Neuron:
         c = self.config
+        if c.method == "tssl-bp":
+            return TSSLNeuron(c.steps, c.threshold, c.tau_m, c.tau_s, c.gradient)
         shared = (c.steps, c.threshold, c.alpha, c.reset, c.threshold_bound, c.threshold_gradient_scale)
         return IFNeuron(*shared) if c.neuron == "if" else LIFNeuron(*shared, c.tau, c.dt)
 
     def _add_neurons(self, name: str) -> None:
-        neurons: nn.Module = self._neuron()
-        if self.is_last and self.config.readout == "membrane":
-            neurons = Accumulator(self.config.steps, self._neuron().beta)
-        self.modules[name + NEURON_SUFFIX] = neurons
+        neuron = self._neuron()
+        accumulator = Accumulator(self.config.steps, neuron.beta)
+        if self.config.method == "tssl-bp":
+            accumulator = Accumulator(self.config.steps, 1.0, neuron.current_beta)
+        reads_membrane = self.is_last and self.config.readout == "membrane"
+        self.modules[name + NEURON_SUFFIX] = accumulator if reads_membrane else neuron
+        if self.is_last and self.config.method == "tssl-bp" and not reads_membrane:
+            self.modules["readout" + NEURON_SUFFIX] = accumulator  # sums the spikes of each class behind a synapse
+
+    def _initialize(self, conv: nn.Conv2d, scale: float = 1.0) -> None:
+        """Kaiming-normal (fan-out) for DSR; torch's for TSSL-BP, Kaiming-normal (fan-in) in its older version."""
+        if self.config.method == "dsr":
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        elif self.config.gradient == "layer":
+            nn.init.kaiming_normal_(conv.weight)
+        _scale(conv, scale)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
 
 
-def _initialize(conv: nn.Conv2d) -> None:
-    """Kaiming-normal (fan-out), biases at zero."""
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+def _scale(module: nn.Conv2d | nn.Linear, scale: float) -> None:
+    if scale != 1.0:
+        with torch.no_grad():
+            module.weight.mul_(scale)

@@ -16,6 +16,9 @@ Rounding is passed straight through.
 What a spike subtracts stands for the unit: ``rho`` for reset "subtract", the threshold for "zero". Latent weights and
 biases are in this unit, as if every threshold and spike were 1, so that ordinary learning rates work. Thresholds
 themselves stay: a threshold and the scale of the weights into its population say the same thing twice.
+
+A description whose metadata names TSSL-BP as its gradient is trained with that one (:mod:`.bit_true_spikes`): the
+forward pass is the same, the graph has a time axis.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import DataError, DescriptionError, FileFormatError, UnsupportedError
-from ..network import DECAY_ONE, INPUT, Connection, Network, Population, from_structure
+from ..network import DECAY_ONE, INPUT, Connection, Network, Population, Scale, from_structure
 from ..recording import Recording, count_weights
+from .bit_true_spikes import spike_trains
 from .executor import recording
 from .integer_forward import Outcome, run, step_weights, synapse_sum
+from .tssl import Version
 
 BIAS_MANTISSA = 4095  # 13-bit signed mantissa of Loihi's bias, shifted left by 0..7 bits for a whole population
 FRACTION_GRID = 64
@@ -107,6 +112,7 @@ class BitTrueNetwork(nn.Module):
             raise UnsupportedError(
                 f"network {network.name!r} is recurrent; bit-true training takes networks without cycles"
             )
+        self.gradient = _gradient(network)
         latent = latent or {}
         self._weight_grid = [_WeightGrid(network, c) for c in network.connections]
         self._bias_grid = [_BiasGrid(network, p) for p in network.populations]
@@ -202,8 +208,70 @@ class BitTrueNetwork(nn.Module):
         logits = scores.flatten(1) * self._gain
         if not torch.is_grad_enabled():
             return logits
-        carrier = self._carrier(outcome, weights, biases).flatten(1)
+        if self.gradient == "dsr":
+            carrier = self._carrier(outcome, weights, biases).flatten(1)
+        else:
+            carrier = self._mean_of_trains(x, weights, biases).flatten(1)
         return cast("Tensor", _WithValue.apply(carrier * self._carrier_gain, logits))
+
+    @property
+    def output_current_beta(self) -> float | None:
+        """Part of the current kept from step to step, where the readout sums the last spikes behind synapses."""
+        readout = self.network.readout
+        p = self.network.population(readout.population) if readout is not None else None
+        summed = p is not None and not p.spikes and p.dv == 0 and p.du < DECAY_ONE
+        return 1 - p.du / DECAY_ONE if p is not None and summed and self._output is not None else None
+
+    @property
+    def _output(self) -> str | None:
+        """The population whose spikes are read: the readout itself, or the only one before it, neuron by neuron."""
+        assert self.network.readout is not None
+        p = self.network.population(self.network.readout.population)
+        if p.spikes:
+            return p.name
+        incoming = list(self.network.incoming(p.name))
+        alone = len(incoming) == 1 and isinstance(incoming[0].synapse, Scale) and incoming[0].source != INPUT
+        return incoming[0].source if alone else None
+
+    def output_spikes(self, x: Tensor) -> Tensor:
+        """Spikes of the output population, with TSSL-BP's graph: float32 ``[T, B, classes]``.
+
+        Raises
+        ------
+        UnsupportedError
+            If the description does not come from a TSSL-BP network whose output neurons spike.
+        """
+        if self._output is None or self.gradient == "dsr":
+            raise UnsupportedError("losses of spike trains need a network of method tssl-bp that reads output spikes")
+        return self._trains(x, *self._integers())[0][self._output].flatten(2)
+
+    def _trains(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        w = {
+            c.name: cast("Tensor", _WithValue.apply(latent * grid.step, value))
+            for c, grid, latent, value in zip(
+                self.network.connections, self._weight_grid, self.weights, weights, strict=True
+            )
+        }
+        b = {
+            p.name: cast("Tensor", _WithValue.apply(latent * grid.step, value))
+            for p, grid, latent, value in zip(
+                self.network.populations, self._bias_grid, self.biases, biases, strict=True
+            )
+        }
+        return spike_trains(self.network, self.encode(x), w, b, VERSIONS[self.gradient])
+
+    def _mean_of_trains(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        """The rate of the readout population, or its mean input where its membrane is read, with TSSL-BP's graph."""
+        assert self.network.readout is not None
+        p = self.network.population(self.network.readout.population)
+        spikes, drive = self._trains(x, weights, biases)
+        steps = self.network.steps
+        keep, leak = (1 - d / DECAY_ONE for d in (p.du, p.dv))
+        if p.spikes:
+            return torch.tensordot(torch.tensor(step_weights(p, steps)).to(spikes[p.name]), spikes[p.name], 1)
+        reached = [sum(keep**k * leak ** (n - k) for k in range(n + 1)) for n in range(steps)]
+        weights_of_steps = torch.tensor(reached[::-1]) / (_unit(self.network, p) * sum(leak**n for n in range(steps)))
+        return torch.tensordot(weights_of_steps.to(drive), drive, 1)
 
     def _carrier(self, outcome: Outcome, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         """The differentiable network of rates: ``a`` of the readout population, or ``z`` where its membrane is read."""
@@ -303,6 +371,20 @@ class BitTrueNetwork(nn.Module):
         )
         kept = self.network.metadata if metadata is None else metadata
         return replace(self.network, populations=populations, connections=connections, metadata=kept)
+
+
+VERSIONS: dict[str, Version] = {"tssl-bp, by element": "element", "tssl-bp, by layer": "layer"}
+
+
+def _gradient(network: Network) -> str:
+    """Which gradient trains a description: its metadata may say; else DSR's."""
+    gradient = network.metadata.get("gradient", "dsr")
+    if gradient != "dsr" and gradient not in VERSIONS:
+        raise DescriptionError(
+            f"network {network.name!r}: unknown gradient {gradient!r} in its metadata; "
+            f"known: dsr, {', '.join(VERSIONS)}"
+        )
+    return gradient
 
 
 def _description(network: Network) -> dict[str, Tensor]:

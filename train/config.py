@@ -1,7 +1,8 @@
 """The recipe's sections ``[data]``, ``[network]``, ``[train]`` and ``[bit_true]``: what to train, and how.
 
 Defaults are the published DSR settings (qymeng94/DSR ``README.md`` and ``cifar/main_single_gpu.py``), scaled where
-a small data set needs it; each such place says so. Importing this module does not import torch.
+a small data set needs it, each such place says so; with ``network.method = "tssl-bp"`` those of that method's official
+code. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class ConvLayer(Section):
     bias: bool | None = Field(
         default=None, description="trained bias; default: only where there is no batch normalization"
     )
-    batch_norm: bool = Field(default=True, description="batch normalization between the weights and the neurons")
+    batch_norm: bool | None = Field(
+        default=None, description="batch normalization between the weights and the neurons; default: with DSR"
+    )
+    initial_scale: float = Field(default=1.0, gt=0, description="factor on the initial weights")
     neurons: bool = Field(default=True, description="false where what follows, a block or neurons, begins with its own")
 
 
@@ -71,7 +75,9 @@ class NeuronLayer(Section):
     """Batch normalization and a neuron layer without weights of their own: the end of a chain of blocks."""
 
     type: Literal["neurons"] = "neurons"
-    batch_norm: bool = Field(default=True, description="batch normalization before the neurons")
+    batch_norm: bool | None = Field(
+        default=None, description="batch normalization before the neurons; default: with DSR"
+    )
 
 
 class PoolLayer(Section):
@@ -87,6 +93,9 @@ class PoolLayer(Section):
         default=(0, 0), description="rows and columns of zeros on every side, which count in the mean"
     )
     neurons: bool = Field(default=False, description="a neuron layer follows the pooling")
+    gain: float | None = Field(
+        default=None, gt=0, description="so many times the sum of a window instead of its mean; 1.1 with TSSL-BP"
+    )
 
 
 class AdaptivePoolLayer(Section):
@@ -113,7 +122,10 @@ class LinearLayer(Section):
     bias: bool | None = Field(
         default=None, description="trained bias; default: only where there is no batch normalization"
     )
-    batch_norm: bool = Field(default=True, description="batch normalization between the weights and the neurons")
+    batch_norm: bool | None = Field(
+        default=None, description="batch normalization between the weights and the neurons; default: with DSR"
+    )
+    initial_scale: float = Field(default=1.0, gt=0, description="factor on the initial weights")
     initial_std: float | None = Field(
         default=None, gt=0, description="spread of the normal initial weights; default: torch's uniform ones"
     )
@@ -130,11 +142,30 @@ Architecture: TypeAlias = Literal[
     "preact-resnet56",
     "preact-resnet110",
     "vgg11",
+    "mnist-cnn",
+    "nmnist-cnn",
+    "fashion-cnn",
+    "fashion-mlp",
+    "cifar10-cnn1",
+    "cifar10-cnn2",
 ]
 
 
 def _by_neuron(what: str) -> Callable[[dict[str, Any]], float]:
     return lambda given: _DSR[given.get("neuron", "if")][what]
+
+
+def _by_method(dsr: Any, tssl: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: tssl if given.get("method") == "tssl-bp" else dsr
+
+
+def _threshold(given: dict[str, Any]) -> float:
+    return _by_method(_by_neuron("threshold")(given), 1.0)(given)
+
+
+def _tau_s(given: dict[str, Any]) -> float:
+    # stonezwr/TSSL-BP Networks/*.yaml: 3 today (N-MNIST: 4), 2 when the paper appeared.
+    return 2.0 if given.get("gradient") == "layer" else 3.0
 
 
 def _alpha(given: dict[str, Any]) -> float:
@@ -150,23 +181,38 @@ def _gradient_scale(given: dict[str, Any]) -> float:
 class NetworkConfig(Section):
     """A spiking network: an architecture by name, or its layers one by one."""
 
-    neuron: Literal["if", "lif"] = Field(default="if", description="integrate-and-fire, or leaky integrate-and-fire")
-    steps: int = Field(default=10, ge=1, le=1024, description="time steps N of one inference")
+    method: Literal["dsr", "tssl-bp"] = Field(
+        default="dsr", description="neurons and gradients of DSR, or of TSSL-BP (LIF with synaptic current, hard reset)"
+    )
+    neuron: Literal["if", "lif"] = Field(
+        default_factory=_by_method("if", "lif"), description="integrate-and-fire, or leaky integrate-and-fire"
+    )
+    steps: int = Field(
+        default_factory=_by_method(10, 5), ge=1, le=1024, description="time steps N of one inference (TSSL-BP: 5)"
+    )
     reset: Literal["subtract", "zero"] = Field(
-        default="subtract",
+        default_factory=_by_method("subtract", "zero"),
         description="at a spike, subtract the threshold (soft) or return to zero (hard, as stock Loihi LIF)",
     )
     readout: Literal["rate", "membrane"] = Field(
-        default="membrane",
-        description="class scores: the (weighted) firing rate of a last spiking layer, or the membrane of a last "
-        "accumulator that does not spike",
+        default_factory=_by_method("membrane", "rate"),
+        description="class scores: the (weighted) firing rate of a last spiking layer (TSSL-BP: its spikes filtered by "
+        "synapses), or the membrane of a last accumulator that does not spike",
     )
+    gradient: Literal["element", "layer"] = Field(
+        default="element",
+        description="of TSSL-BP: which neurons are trained by spike times and which by a surrogate is decided for each "
+        "neuron and step (the official code today), or for each layer by its spike rate (when the paper appeared)",
+    )
+    tau_m: float = Field(default=5.0, ge=1, description="membrane time constant in steps (TSSL-BP)")
+    tau_s: float = Field(default_factory=_tau_s, ge=1, description="time constant of synapses in steps (TSSL-BP)")
     tau: float = Field(default=1.0, gt=0, description="membrane time constant of LIF neurons")
     dt: float = Field(default=0.05, gt=0, description="length of a time step, in the unit of tau (LIF)")
     threshold: float = Field(
-        default_factory=_by_neuron("threshold"),
+        default_factory=_threshold,
         gt=0,
-        description="initial threshold of every layer; trained, one for each layer (default 6 for IF, 0.3 for LIF)",
+        description="initial threshold of every layer; trained, one for each layer (default 6 for IF, 0.3 for LIF); "
+        "fixed with TSSL-BP (default 1)",
     )
     alpha: float = Field(
         default_factory=_alpha,
@@ -203,6 +249,8 @@ class NetworkConfig(Section):
     def _layers_make_a_network(self) -> NetworkConfig:
         if self.threshold_bound > self.threshold:
             raise ValueError(f"threshold: {self.threshold} is below threshold_bound {self.threshold_bound}")
+        if self.method == "tssl-bp":
+            _check_tssl(self)
         if self.architecture is not None:
             if self.layers:
                 raise ValueError(f"layers: architecture {self.architecture!r} has its own; give one of the two")
@@ -215,6 +263,31 @@ class NetworkConfig(Section):
             raise ValueError("layers: there is none; give layers, or an architecture by name")
         _check_order(self.layers)
         return self
+
+
+def _check_tssl(config: NetworkConfig) -> None:
+    """Refuse what TSSL-BP does not have.
+
+    Raises
+    ------
+    ValueError
+        The message names it.
+    """
+    for name, only in (("neuron", "lif"), ("reset", "zero"), ("alpha", 1.0)):
+        if getattr(config, name) != only:
+            raise ValueError(f"{name}: with method tssl-bp it is {only!r} only; leave it out")
+    if config.architecture is not None and "cnn" not in config.architecture and "mlp" not in config.architecture:
+        raise ValueError(f"architecture: {config.architecture} needs batch normalization, which TSSL-BP does not have")
+    for i, layer in enumerate(config.layers):
+        where = f"layers.{i} ({layer.type})"
+        if isinstance(layer, BlockLayer):
+            raise ValueError(f"{where}: needs batch normalization, which method tssl-bp does not have")
+        for name in ("batch_norm", "bias"):
+            if getattr(layer, name, None):
+                raise ValueError(
+                    f"{where}: {name} with method tssl-bp: synapses filter what arrives, so a constant does not fold "
+                    "into a bias of the membrane; leave it out"
+                )
 
 
 def _check_order(layers: tuple[AnyLayer, ...]) -> None:
@@ -402,6 +475,29 @@ class TrainConfig(Section):
         "the network that will be folded",
     )
     gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient; none by default")
+    weight_clip: float | None = Field(
+        default=None, gt=0, description="weights are kept within plus and minus this; none by default (TSSL-BP: 4)"
+    )
+    loss: Literal["cross-entropy", "kernel", "count", "softmax"] = Field(
+        default="cross-entropy",
+        description="of the class scores; or of the output spikes, TSSL-BP's: van Rossum distance from a wanted train "
+        "(kernel), spike counts, or cross-entropy of the sums of filtered spikes (softmax)",
+    )
+    target: tuple[Literal[0, 1], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="loss kernel: spikes wanted from the right class, step by step, repeated to the end; default "
+        "0 1 1 1 1, from 10 steps on 0 1, as in the official code",
+    )
+    target_filters: int = Field(
+        default=2,
+        ge=1,
+        le=2,
+        description="loss kernel: how often the wanted train is filtered; the official code does it twice today, and "
+        "once when the paper appeared",
+    )
+    desired: float = Field(default=15.0, ge=0, description="loss count: filtered spikes wanted from the right class")
+    undesired: float = Field(default=3.0, ge=0, description="loss count: filtered spikes allowed in other classes")
     seed: int = Field(default=0, ge=0, description="of initial weights, shuffling, dropout and augmentation")
     threads: int | None = Field(
         default=None,
@@ -418,3 +514,29 @@ class BitTrueConfig(TrainConfig):
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.0, ge=0, description="on the latent weights")
     warmup_iterations: int = Field(default=0, ge=0, description="iterations of linear warm-up")
+
+
+def settings_of_the_method(network: Any) -> dict[str, dict[str, Any]]:
+    """What ``[train]`` and ``[bit_true]`` of a recipe have where they are left out, by its ``[network]`` section.
+
+    TSSL-BP: stonezwr/TSSL-BP ``main.py`` and ``Networks/MNIST_CNN.yaml`` (CIFAR-10: learning rate 2e-4; N-MNIST: loss
+    count); weight decay is torch's default for AdamW. What bit-true training takes is chosen here.
+    """
+    if not isinstance(network, dict) or network.get("method") != "tssl-bp":
+        return {}
+    shared = {"batch_size": 50, "gradient_clip": 1.0}
+    train = {
+        "epochs": 100,
+        "optimizer": "adamw",
+        "learning_rate": 5e-4,
+        "weight_decay": 0.01,
+        "warmup_iterations": 0,
+        "schedule": "constant",
+        "weight_clip": 4.0,
+    }
+    if network.get("readout", "rate") == "rate":
+        shared["loss"] = "kernel"
+    if network.get("gradient") == "layer":
+        shared |= {"target": (0, 1, 0, 1, 1), "target_filters": 1}
+        train["learning_rate"] = 2e-4
+    return {"train": shared | train, "bit_true": shared | {"learning_rate": 1e-4}}

@@ -1,7 +1,7 @@
 """The description's integer arithmetic in torch, exact, batched and on any device.
 
 Integers are held in floating point, where they are exact as long as nothing outgrows the mantissa (24 bits in float32,
-53 in float64): :func:`_synapse_dtype` and :func:`_state_dtype` choose the type from worst-case bounds that hold for
+53 in float64): :func:`synapse_dtype` and :func:`state_dtype` choose the type from worst-case bounds that hold for
 every weight of the declared width, so that they stay true while weights are trained. Where floating point does not
 reach, because sums are wider or the device has no float64, states are int64 and products are taken of a few bits of the
 input at a time. Spikes, membranes and overflow counts are those of :mod:`lapilli.sim.reference`.
@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +119,8 @@ def _largest_sum(network: Network, connection: Connection) -> int:
     return _fan_in(connection) * 2 ** (connection.weight_bits - 1) * max(abs(low), abs(high))
 
 
-def _shift(population: Population, connection: Connection) -> int:
+def weight_shift(population: Population, connection: Connection) -> int:
+    """``f + e``: a weight of 1 counts ``2^(f + e)`` state units."""
     return population.fraction_bits + connection.weight_exponent
 
 
@@ -126,7 +128,7 @@ def _has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
-def _synapse_dtype(network: Network, connection: Connection, device: torch.device) -> torch.dtype:
+def synapse_dtype(network: Network, connection: Connection, device: torch.device) -> torch.dtype:
     """Type in which ``W x`` is exact.
 
     float32 also asks for inputs of at most 8 bits: then products stay exact where the user allows TF32 or bfloat16.
@@ -136,7 +138,7 @@ def _synapse_dtype(network: Network, connection: Connection, device: torch.devic
     return torch.float32 if narrow or not _has_float64(device) else torch.float64
 
 
-def _digit_bits(network: Network, connection: Connection, device: torch.device) -> int | None:
+def digit_bits(network: Network, connection: Connection, device: torch.device) -> int | None:
     """Bits of the input that one product can take with exact sums; None where it takes the whole input.
 
     Raises
@@ -144,7 +146,7 @@ def _digit_bits(network: Network, connection: Connection, device: torch.device) 
     UnsupportedError
         If a neuron hears so many others that not even single bits can be summed exactly.
     """
-    dtype = _synapse_dtype(network, connection, device)
+    dtype = synapse_dtype(network, connection, device)
     limit = 2**24 if dtype == torch.float32 else 2**53
     if _largest_sum(network, connection) < limit:
         return None
@@ -158,11 +160,11 @@ def _digit_bits(network: Network, connection: Connection, device: torch.device) 
     return min(bits, 8) if dtype == torch.float32 else bits
 
 
-def _state_dtype(network: Network, population: Population, device: torch.device) -> torch.dtype:
+def state_dtype(network: Network, population: Population, device: torch.device) -> torch.dtype:
     """Type in which the membrane's arithmetic is exact."""
     incoming = list(network.incoming(population.name))
-    total = sum(_largest_sum(network, c) << _shift(population, c) for c in incoming)
-    finest = min((_shift(population, c) for c in incoming), default=0)
+    total = sum(_largest_sum(network, c) << weight_shift(population, c) for c in incoming)
+    finest = min((weight_shift(population, c) for c in incoming), default=0)
     # Without decay, v + u + b is a sum of integers of state_bits bits, and u has the grid of its finest connection.
     if population.dv == 0 and population.du == DECAY_ONE and population.state_bits <= 24 and total >> finest < 2**23:
         return torch.float32
@@ -184,6 +186,30 @@ def _wrap(x: Tensor, bits: int) -> Tensor:
     if not x.is_floating_point():
         return half - torch.remainder(half - x, 2 * half)
     return x - 2.0 * half * torch.ceil((x - half) / (2.0 * half))
+
+
+class Step(NamedTuple):
+    """One time step of a population; all ``[B, *shape]``."""
+
+    exact_u: Tensor  # before it wraps
+    u: Tensor
+    exact_v: Tensor  # before it saturates
+    charged: Tensor  # membrane before the reset
+    v: Tensor  # after it
+    fired: Tensor | None  # bool; None where there are no spikes
+
+
+def neuron_step(p: Population, u: Tensor, v: Tensor, drive: Tensor, bias: Tensor) -> Step:
+    """Advance a population, as :func:`lapilli.arithmetic.neuron_step` does; ``drive`` is ``I 2^f``."""
+    exact_u = _decay(u, p.du) + drive
+    u = _wrap(exact_u, p.state_bits)
+    exact_v = _decay(v, p.dv) + u + bias
+    charged = exact_v.clamp(-p.v_max, p.v_max)
+    if p.reset == "none":
+        return Step(exact_u, u, exact_v, charged, charged, None)
+    fired = charged > p.threshold
+    v = charged.masked_fill(fired, 0) if p.reset == "zero" else charged - p.reset_amount * fired
+    return Step(exact_u, u, exact_v, charged, v, fired)
 
 
 @torch.no_grad()
@@ -268,12 +294,12 @@ class _Layer:
         traced: bool,
         means: bool,
     ) -> None:
-        zeros = torch.zeros(size, dtype=_state_dtype(network, p, device), device=device)
+        zeros = torch.zeros(size, dtype=state_dtype(network, p, device), device=device)
         self.p, self.network, self.sent = p, network, sent
         self.u, self.v = zeros, zeros + p.v_init
         self.bias = bias.to(zeros)
         self.incoming = [
-            (c, weights[c.name].to(device, _synapse_dtype(network, c, device))) for c in network.incoming(p.name)
+            (c, weights[c.name].to(device, synapse_dtype(network, c, device))) for c in network.incoming(p.name)
         ]
         self.constant: dict[str, Tensor] = {
             c.name: self._product(c, weight, sent[INPUT])
@@ -292,19 +318,15 @@ class _Layer:
         p, weight_of_step = self.p, self.weight_of_step
         u, v = self.u, self.v
         for n, drive in zip(window, self._drives(window), strict=True):
-            exact_u = _decay(u, p.du) + drive
-            u = _wrap(exact_u, p.state_bits)
-            exact_v = _decay(v, p.dv) + u + self.bias
-            v = exact_v.clamp(-p.v_max, p.v_max)
+            step = neuron_step(p, u, v, drive, self.bias)
+            u, v = step.u, step.v
             if count:
-                self.wrapped = self.wrapped + (u != exact_u).sum()
-                self.saturated = self.saturated + (v != exact_v).sum()
-            if p.spikes:
-                fired = v > p.threshold
-                self.sent[p.name][n] = fired
-                v = v.masked_fill(fired, 0) if p.reset == "zero" else v - p.reset_amount * fired
+                self.wrapped = self.wrapped + (u != step.exact_u).sum()
+                self.saturated = self.saturated + (step.charged != step.exact_v).sum()
+            if step.fired is not None:
+                self.sent[p.name][n] = step.fired
                 if weight_of_step:
-                    self.mean_sent += weight_of_step[n] * fired
+                    self.mean_sent += weight_of_step[n] * step.fired
             if weight_of_step:
                 self.mean_input += weight_of_step[n] * (u + self.bias)
             if self.traces:
@@ -326,8 +348,8 @@ class _Layer:
     def _product(self, c: Connection, weight: Tensor, x: Tensor) -> Tensor:
         """``W x 2^(e + f)`` in the type of the state."""
         multiply = _as_matrix_product if _by_matrices(x.device) else synapse_sum
-        shift, state = _shift(self.p, c), self.v.dtype
-        bits = _digit_bits(self.network, c, x.device)
+        shift, state = weight_shift(self.p, c), self.v.dtype
+        bits = digit_bits(self.network, c, x.device)
         if bits is None:
             sums = multiply(c, weight, x.to(weight.dtype), self.p.shape).to(state)
             return sums * 2.0**shift if state.is_floating_point else sums << shift

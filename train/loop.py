@@ -28,6 +28,7 @@ from .data import Augment, Split
 from .model import SpikingSequential
 from .parallel import ALONE, Workers
 from .rates import rate_scores
+from .spike_losses import spike_loss
 
 EVALUATION_BATCH = 512
 Forward: TypeAlias = Callable[[Tensor], Tensor]
@@ -239,6 +240,7 @@ def _train_epoch(
     if not workers.first:
         rng = np.random.default_rng([config.seed, epoch, workers.rank])  # of its own, for the augmentation of its share
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    objective, summed = _objective(model, forward, config), config.loss in ("kernel", "count")
     total, right = 0.0, 0.0
     model.train()
     if config.freeze_norm and epoch > config.rate_epochs:
@@ -252,10 +254,12 @@ def _train_epoch(
         chosen = workers.share(batch)
         x = _to_model(model, train.augmented(chosen, augment, rng))
         y = torch.from_numpy(train.y[chosen]).to(x.device)
-        scores = forward(x)
-        # The shares of the processes add up to the mean over the whole batch.
-        loss = nn.functional.cross_entropy(scores, y) * (len(chosen) / len(batch))
+        loss, scores = objective(x, y)
+        # The shares of the processes add up to the mean over the whole batch, or to the sum.
+        if not summed:
+            loss = loss * (len(chosen) / len(batch))
         value, hits = workers.total(loss.item(), int((scores.argmax(1) == y).sum()))
+        value /= len(batch) if summed else 1
         if not math.isfinite(value):
             raise ExecutionError(f"training diverged in epoch {epoch}: the loss is {value}; lower the learning_rate")
         optimizer.zero_grad(set_to_none=True)
@@ -264,10 +268,35 @@ def _train_epoch(
         if config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         optimizer.step()
+        if config.weight_clip is not None:
+            with torch.no_grad():
+                for p in parameters:
+                    p.clamp_(-config.weight_clip, config.weight_clip)
         total += value * len(batch)
         right += hits
         report(1, f"epoch {epoch}/{config.epochs}  loss {value:.3f}")
     return total / len(train), right / len(train)
+
+
+def _objective(
+    model: nn.Module, forward: Forward, config: TrainConfig
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Loss and scores of a batch and its classes."""
+    if config.loss == "cross-entropy":
+
+        def cross_entropy(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            scores = forward(x)
+            return nn.functional.cross_entropy(scores, y), scores
+
+        return cross_entropy
+    output_spikes: Any = getattr(model, "output_spikes", None)
+    keep: Any = getattr(model, "output_current_beta", None)
+    if output_spikes is None or keep is None:
+        raise RecipeError(
+            f'train.loss: {config.loss!r} is a loss of spikes behind synapses; use a network of method "tssl-bp" with '
+            'readout "rate", or loss "cross-entropy"'
+        )
+    return lambda x, y: spike_loss(config, output_spikes(x), y, keep)
 
 
 def _forward(model: nn.Module, config: TrainConfig, epoch: int) -> Forward:

@@ -107,6 +107,35 @@ class SpikingSequential(nn.Module):
         last = next(reversed(self.neurons.values()), None)
         return mean_over_steps(out, self.steps, last.beta) if isinstance(last, Neuron) else out
 
+    @property
+    def output_current_beta(self) -> float | None:
+        """Synaptic current kept from step to step, where the readout sums the last spikes behind synapses."""
+        last = next(reversed(self.neurons.values()), None)
+        return last.current_beta or None if isinstance(last, Accumulator) and self.readout == "rate" else None
+
+    def output_spikes(self, x: Tensor) -> Tensor:
+        """Spikes of the last spiking neurons, times their amplitude, with the graph of all steps: ``[T, B, ...]``.
+
+        Raises
+        ------
+        DataError
+            If the shape does not fit, or no layer spikes.
+        """
+        last = next((n for n in reversed(self.neurons.values()) if isinstance(n, Neuron)), None)
+        if last is None:
+            raise DataError("the network has no spiking neurons, so there are no output spikes")
+        seen: list[Tensor] = []
+
+        def keep(_module: nn.Module, _args: Any, out: Tensor) -> None:
+            seen.append(out)
+
+        handle = last.register_forward_hook(keep)
+        try:
+            self._run(x)
+        finally:
+            handle.remove()
+        return seen[0].unflatten(0, (self.steps, -1))
+
     @torch.no_grad()
     def record(self, x: Tensor) -> list[Tensor]:
         """Spikes of every spiking population in order, in eval mode: uint8 ``[T, B, ...]`` each.
@@ -146,6 +175,7 @@ def build(config: NetworkConfig, input_shape: tuple[int, ...], n_classes: int, *
     """Build the network of a recipe with fresh weights.
 
     Convolutions start Kaiming-normal (fan-out) and biases at zero, as in DSR; dense weights as torch makes them.
+    TSSL-BP: convolutions as torch makes them, dense weights Kaiming-normal.
 
     Parameters
     ----------

@@ -154,11 +154,14 @@ class Neuron(nn.Module):
         What a spike sends on: ``th`` (IF), ``th/dt`` (LIF).
     beta : float
         Membrane kept from one step to the next; 1 for IF.
+    current_beta : float
+        Synaptic current kept from one step to the next; 0 for DSR, whose neurons have none.
     levels : int or None
         Set by :mod:`.rates` only: a forward pass gets a mean current and stands for so many steps of it.
     """
 
     beta: float = 1.0
+    current_beta: float = 0.0
     levels: int | None = None
 
     def __init__(
@@ -299,7 +302,8 @@ class Accumulator(nn.Module):
     """The readout "membrane": neurons that integrate like the others, never fire, and are read after the last step.
 
     IF: ``V[N] / N``, the mean of the current. LIF: ``V[N] / (1 - beta^N)``, its mean weighted by ``beta^(N-n)``.
-    So a constant current ``I`` reads ``I`` in both. The gradient is exact.
+    So a constant current ``I`` reads ``I`` in both. TSSL-BP: ``V[N] / N``, the mean of the current after its synapses.
+    The gradient is exact.
 
     Parameters
     ----------
@@ -307,19 +311,34 @@ class Accumulator(nn.Module):
         ``N``.
     beta : float
         Membrane kept from one step to the next; 1 for IF.
+    current_beta : float
+        Synaptic current kept from one step to the next, with ``beta`` 1 only: ``i[n] = current_beta i[n-1]
+        + (1 - current_beta) I[n]`` is what the membrane sums.
     """
 
     reset: ClassVar[str] = "none"
 
-    def __init__(self, steps: int, beta: float = 1.0) -> None:
+    def __init__(self, steps: int, beta: float = 1.0, current_beta: float = 0.0) -> None:
         super().__init__()
         self.steps = steps
         self.beta = beta
+        self.current_beta = current_beta
 
     def forward(self, current: Tensor) -> Tensor:
         """Current ``[T*B, ...]`` to its (weighted) mean ``[B, ...]``."""
-        return mean_over_steps(current, self.steps, self.beta)
+        if not self.current_beta:
+            return mean_over_steps(current, self.steps, self.beta)
+        left = torch.arange(self.steps, 0, -1, dtype=torch.float64)  # steps over which a spike's current is summed
+        weights = ((1 - self.current_beta**left) / self.steps).to(current)
+        return torch.tensordot(weights, current.unflatten(0, (self.steps, -1)), 1)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
-        return f"steps={self.steps}, beta={self.beta:.6g}"
+        return f"steps={self.steps}, beta={self.beta:.6g}, current_beta={self.current_beta:.6g}"
+
+
+def input_gain(neurons: Neuron | Accumulator) -> float:
+    """``k``: what one step's input adds to the membrane: 1 (IF), ``1 - beta`` (LIF), ``1/tau_s`` (TSSL-BP)."""
+    if neurons.current_beta:
+        return 1.0 - neurons.current_beta
+    return 1.0 if neurons.beta == 1.0 else 1.0 - neurons.beta

@@ -44,6 +44,7 @@ from .neurons import (
     mean_over_steps,
 )
 from .residual import PreActBlock
+from .tssl import TSSLNeuron
 
 Weights: TypeAlias = "nn.Conv2d | nn.Linear"
 Norm: TypeAlias = "nn.BatchNorm1d | nn.BatchNorm2d"
@@ -386,6 +387,10 @@ class _Pass:
             flow.mean, flow.probe, norm.weight, norm.bias, *means, centre, inverse, mean_out, self.steps
         )
         return _Flow(frames, cast("Tensor", out), uniform=True)
+
+    @layer.register
+    def _(self, neuron: TSSLNeuron, flow: _Flow) -> Tensor | _Flow:  # noqa: ARG002
+        raise self.refuse("TSSL-BP's gradient is another at every step")
 
     @layer.register
     def _(self, neuron: Neuron, flow: _Flow) -> Tensor | _Flow:
