@@ -55,7 +55,9 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             if ctx.params.get("debug"):
                 raise
-            click.echo("lapilli: interrupted; finished epochs are kept, train and run go on with --resume", err=True)
+            click.echo(
+                "lapilli: interrupted; what was finished in the folder --out is kept: go on with --resume", err=True
+            )
             ctx.exit(EXIT_INTERRUPTED)
 
 
@@ -92,6 +94,12 @@ overrides_option = click.option(
 resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted training in the same folder.")
 device_option = click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:1.")
 gpu_option = click.option("--device", help="Run on a GPU, in torch: cuda, cuda:1, mps.  [default: cpu]")
+jobs_option = click.option("--jobs", type=int, help="Processes to run on.  [default: one for every processor]")
+backend_option = click.option(
+    "--backend",
+    metavar="BACKEND[:ADDRESS]",
+    help="Where workers run: joblib (processes here), dask, ray, dask:tcp://HOST:8786, ray:HOST:6379.",
+)
 tensorboard_option = click.option("--tensorboard", is_flag=True, help="Log training for TensorBoard as well as CSV.")
 download_option = click.option(
     "--download", is_flag=True, help="Let torchvision or tonic fetch the recipe's data into data.folder."
@@ -406,6 +414,10 @@ def deploy(
 @click.option("--engine", help="fast, reference, onnxruntime, torch or lava.  [default: fast; torch on a GPU]")
 @gpu_option
 @click.option("--profile", is_flag=True, help="Per layer: path, density, time, synaptic operations/s (engine fast).")
+@click.option("--jobs", type=int, help="Run parts of DATA on so many processes.")
+@backend_option
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder that keeps finished parts.")
+@click.option("--resume", is_flag=True, help="Take the parts that are in the folder --out.")
 @inside_options
 @json_option
 def simulate_command(
@@ -415,6 +427,10 @@ def simulate_command(
     engine: str | None,
     device: str | None,
     profile: bool,
+    jobs: int | None,
+    backend: str | None,
+    out: Path | None,
+    resume: bool,
     as_json: bool,
     **inside: Any,
 ) -> None:
@@ -425,6 +441,8 @@ def simulate_command(
               lapilli sim network.onnx digits --device cuda
               lapilli sim network.onnx digits --profile
               lapilli sim network.onnx digits --trace 'fc1[0:10]' --trace 'conv2[3,:,:]' --plots figures
+              lapilli sim network.onnx cifar.npz --jobs 8 --out parts --resume
+              lapilli sim network.onnx cifar.npz --backend dask:tcp://head:8786
     """
     from .sim.executors import for_device
     from .sim.inside.look import Look
@@ -435,7 +453,13 @@ def simulate_command(
     executor = for_device(engine, device)
     profiler = _profiler(executor) if profile else None
     look = Look(net, wanted.x, executor, **inside)  # what cannot be traced is refused before the long run
-    done = _simulate(net, wanted, executor, profiler)
+    in_parts = (jobs, backend, out, resume) != (None, None, None, False)
+    if in_parts and profiler:
+        raise click.BadParameter("workers show no profile; leave --jobs, --backend and --out out", param_hint="--profile")
+    if in_parts:
+        done = _simulate_in_parts(net, wanted, executor, backend or "joblib", jobs, out, resume)
+    else:
+        done = _simulate(net, wanted, executor, profiler)
     seen = look.inside(done)
     document = _result(done, wanted) | seen.to_json()
     tables = [run_table(done, document["accuracy"])]
@@ -549,6 +573,18 @@ def _simulate(network: Network, wanted: Samples, engine: str, executor: Executor
 
     with progress_bar(f"simulating ({engine})") as report:
         return simulate(network, wanted.x, engine=executor or engine, progress=report)
+
+
+def _simulate_in_parts(
+    network: Network, wanted: Samples, engine: str, backend: str, jobs: int | None, out: Path | None, resume: bool
+) -> Run:
+    from .scale.backends import Backend
+    from .sim import simulate_in_parts
+    from .terminal import progress_bar
+
+    workers = Backend.parse(backend, jobs)
+    with progress_bar(f"simulating ({engine}; {workers})") as report:
+        return simulate_in_parts(network, wanted.x, engine, backend=workers, keep=out, resume=resume, progress=report)
 
 
 def _result(done: Run, wanted: Samples) -> dict[str, Any]:

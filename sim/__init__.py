@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .inside.traces import Traces as Traces
     from .inside.traces import trace as trace
     from .page.report import write_report as write_report
+    from .parts import simulate_in_parts as simulate_in_parts
     from .simulation import Run as Run
     from .simulation import simulate as simulate
 
@@ -39,6 +40,7 @@ _PLACES = {
     "overflow_events": "inside.overflows",
     "save_traces": "inside.trace_files",
     "simulate": "simulation",
+    "simulate_in_parts": "parts",
     "trace": "inside.traces",
     "verify": "equivalence.comparison",
     "write_report": "page.report",

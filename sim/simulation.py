@@ -221,7 +221,7 @@ def simulate(
     UnsupportedError
         If the engine does not exist, or cannot show a recorded quantity.
     """
-    wanted = _wanted(net, record or {})
+    wanted = wanted_quantities(net, record or {})
     executor, name = (find(engine), engine) if isinstance(engine, str) else (engine, name_of(engine))
     x = np.asarray(x)
     total = count_samples(net, x)
@@ -284,7 +284,10 @@ def share_correct(net: Network, predictions: IntArray | None, y: npt.ArrayLike) 
     return float((predictions == labels).mean())
 
 
-def _wanted(net: Network, record: Mapping[str, Sequence[Quantity] | Quantity]) -> dict[str, tuple[Quantity, ...]]:
+def wanted_quantities(
+    net: Network, record: Mapping[str, Sequence[Quantity] | Quantity]
+) -> dict[str, tuple[Quantity, ...]]:
+    """What :func:`simulate` is to record, checked."""
     wanted = {}
     for name, quantities in record.items():
         population = net.population(name)
