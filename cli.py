@@ -259,6 +259,64 @@ def train(
     _emit({"checkpoint": str(folder / CHECKPOINT), **trained.summary()}, as_json, lambda: f"{folder / CHECKPOINT}")
 
 
+@main.command(short_help="Vary a recipe's settings over a grid.")
+@click.argument("recipe")
+@click.option(
+    "--set",
+    "axes",
+    multiple=True,
+    metavar="KEY=VALUE,VALUE",
+    help="Vary a recipe key; KEY:KEY=VALUE:VALUE,VALUE:VALUE varies several in step; one value: set it.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Networks for every setting.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results.  [default: runs/RECIPE-sweep]",
+)
+@click.option("--resume", is_flag=True, help="Take what is finished in the folder; what failed runs again.")
+@jobs_option
+@backend_option
+@device_option
+@json_option
+def sweep(
+    recipe: str,
+    axes: tuple[str, ...],
+    seeds: int,
+    out: Path | None,
+    resume: bool,
+    jobs: int | None,
+    backend: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train, export and simulate a RECIPE for every combination of settings; exit code 1 if any of them failed.
+
+    Float training runs once for all points that differ only after it. Leaves sweep.csv, sweep.json and sweep.svg, and
+    checkpoint and network.onnx of every point.
+
+    \b
+    Example:  lapilli sweep digits --set quantize.weight_bits=2,3,4,8 --set network.reset=subtract,zero --seeds 3
+              lapilli sweep mnist --set network.neuron:network.threshold=if:2.0,lif:0.3 --jobs 4 --out sweep
+    """
+    from .scale.backends import Backend
+    from .sweep.grid import points_of
+    from .sweep.running import run_sweep
+    from .sweep.table import document, render, write
+    from .terminal import progress_bar
+
+    points = points_of(recipe, axes, seeds)
+    workers = Backend.parse(backend or "joblib", jobs)
+    folder = _folder(out, f"{points[0].recipe.name}-sweep")
+    with progress_bar(f"{len(points)} points ({workers})") as report:
+        results = run_sweep(points, folder, backend=workers, resume=resume, device=device, progress=report)
+    files = write(results, folder)
+    _emit(document(results), as_json, lambda: render(results))
+    click.echo(f"wrote {', '.join(str(path) for path in files)}", err=True)
+    if any(r.error for r in results):
+        sys.exit(EXIT_FAILED)
+
+
 @main.command(short_help="Turn a checkpoint, NIR or lava-dl file into a network file.")
 @click.argument("source")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="network.onnx", show_default=True)
@@ -455,7 +513,9 @@ def simulate_command(
     look = Look(net, wanted.x, executor, **inside)  # what cannot be traced is refused before the long run
     in_parts = (jobs, backend, out, resume) != (None, None, None, False)
     if in_parts and profiler:
-        raise click.BadParameter("workers show no profile; leave --jobs, --backend and --out out", param_hint="--profile")
+        raise click.BadParameter(
+            "workers show no profile; leave --jobs, --backend and --out out", param_hint="--profile"
+        )
     if in_parts:
         done = _simulate_in_parts(net, wanted, executor, backend or "joblib", jobs, out, resume)
     else:

@@ -139,7 +139,7 @@ def convert_checkpoint(
     data = load_data(recipe.data, recipe.network.steps)
     model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
     model.load_state_dict(found.kept)
-    folded = lower(model.double(), name=recipe.name, labels=data.labels)
+    folded = lower(model.double(), name=recipe.name, labels=data.labels, reset=recipe.quantize.reset)
     config = recipe.quantize if bits is None else recipe.quantize.model_copy(update={"weight_bits": bits})
     yardstick = folded
     if max_loss is None:  # the search calibrates for itself, at every width

@@ -11,9 +11,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import distributions
 from pathlib import Path
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from .train.config import TrainConfig
     from .train.data import DataSet
     from .train.loop import History
+    from .train.model import SpikingSequential
+    from .train.parallel import Workers
 
 FLOAT_CHECKPOINT = "float.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
@@ -73,6 +75,82 @@ class Trained:
         return {"recipe": self.recipe.name, "accuracy": self.accuracy, "digest": self.network.digest()}
 
 
+def train_float(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrator, device: str = "cpu") -> None:
+    """The float training of a recipe alone; leaves ``float.safetensors`` and ``float.csv``.
+
+    Raises
+    ------
+    Error
+        As :func:`train_recipe`.
+    """
+    with _training(recipe, folder, resume, narrator, device) as training:
+        training.float_network()
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What all stages of a training have in common."""
+
+    recipe: Recipe
+    folder: Path
+    resume: bool
+    narrator: Narrator
+    tensorboard: bool
+    data: DataSet
+    workers: Workers
+    place: str
+
+    def float_network(self) -> tuple[SpikingSequential, History]:
+        """Train the float network."""
+        from .train.model import build
+
+        recipe, data = self.recipe, self.data
+        model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed).to(self.place)
+        return model, self.fit(model, recipe.train, "float", FLOAT_CHECKPOINT)
+
+    def fit(self, module: nn.Module, config: TrainConfig, stage: TrainingStage, name: str) -> History:
+        """Train a module; its checkpoint and log are in the folder."""
+        from .train.data import augmentation
+        from .train.logs import TrainingLog
+        from .train.loop import fit
+
+        recipe, data = self.recipe, self.data
+        log = TrainingLog(self.folder, stage, tensorboard=self.tensorboard)
+
+        def report(epochs: Sequence[Epoch]) -> None:
+            log(epochs)
+            self.narrator.epoch(epochs[-1])
+
+        return fit(
+            module, data.train, config, test=data.test, validation=data.validation, checkpoint=self.folder / name,
+            resume=self.resume, recipe=recipe.model_dump(mode="json"), stage=stage, augment=augmentation(recipe.data),
+            on_epoch=report, progress=None if self.narrator.console else False, workers=self.workers,
+        )  # fmt: skip
+
+
+@contextmanager
+def _training(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    narrator: Narrator,
+    device: str,
+    tensorboard: bool = False,
+    download: bool = False,
+) -> Iterator[_Training]:
+    """Load the data, look at the device and join the processes of ``torchrun``."""
+    from .train.data import load
+    from .train.executor import usable_device
+    from .train.parallel import joined
+
+    data = load(recipe.data, recipe.network.steps, download=download)
+    usable_device(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    with joined(device) as (workers, place):
+        said = narrator if workers.first else Narrator()
+        yield _Training(recipe, folder, resume, said, tensorboard, data, workers, place)
+
+
 def train_recipe(
     recipe: Recipe,
     folder: Path,
@@ -82,6 +160,7 @@ def train_recipe(
     device: str = "cpu",
     tensorboard: bool = False,
     download: bool = False,
+    float_folder: Path | None = None,
 ) -> Trained:
     """Train a recipe: float DSR, folding, quantization, bit-true fine-tuning.
 
@@ -89,6 +168,7 @@ def train_recipe(
     (``float.csv``, ``bit-true.csv``; with ``tensorboard`` event files, too); ``resume`` continues from them. Training
     runs on ``device``, under ``torchrun`` on all its processes; the integers it ends with mean the same everywhere.
     Only with ``download`` may torchvision or tonic fetch data.
+    ``float_folder``: where :func:`train_float` left the float network, instead of training it here.
 
     Raises
     ------
@@ -100,51 +180,29 @@ def train_recipe(
     from .export.quantization import quantize_with_latent
     from .sim.executors import find
     from .train.bit_true import BitTrueNetwork
-    from .train.data import augmentation, load
-    from .train.executor import usable_device
-    from .train.logs import TrainingLog
-    from .train.loop import evaluate, fit
-    from .train.model import build
-    from .train.parallel import joined
+    from .train.loop import evaluate
 
-    data = load(recipe.data, recipe.network.steps, download=download)
-    usable_device(device)
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = recipe.model_dump(mode="json")
-    accuracy: dict[str, float] = {}
-    logs = {stage: TrainingLog(folder, stage, tensorboard=tensorboard) for stage in ("float", "bit-true")}
-
-    with joined(device) as (workers, place):
-        if not workers.first:
-            narrator = Narrator()
-
-        def train(module: nn.Module, config: TrainConfig, stage: TrainingStage, name: str) -> History:
-            def report(epochs: Sequence[Epoch]) -> None:
-                logs[stage](epochs)
-                narrator.epoch(epochs[-1])
-
-            return fit(
-                module, data.train, config, test=data.test, validation=data.validation, checkpoint=folder / name,
-                resume=resume, recipe=stored, stage=stage, augment=augmentation(recipe.data),
-                on_epoch=report, workers=workers,
-            )  # fmt: skip
+    with _training(recipe, folder, resume, narrator, device, tensorboard, download) as training:
+        data, narrator, accuracy = training.data, training.narrator, dict[str, float]()
 
         with narrator.stage("float training", spinner=False) as stage:
-            model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed).to(place)
-            float_history = train(model, recipe.train, "float", FLOAT_CHECKPOINT)
+            if float_folder is not None:
+                training = replace(training, folder=float_folder, resume=True)
+            model, float_history = training.float_network()
+            training = replace(training, folder=folder, resume=resume)
             accuracy["float"] = stage.accuracy = evaluate(model, data.test)
             stage.note = f"{recipe.train.epochs} epochs, {recipe.method}"
 
         with narrator.stage("fold and quantize") as stage:
-            folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels)
+            folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels, reset=recipe.quantize.reset)
             folded, quantizing = calibrate(folded, recipe.quantize, data.train.x, execute=find("fast"))
             made = quantize_with_latent(folded, quantizing, calibration=data.train.x)
             accuracy["quantized"] = stage.accuracy = evaluate(BitTrueNetwork(made.network, made.latent), data.test)
             stage.note = f"exact folding, then {_bits(made.network)}-bit weights, no further training"
 
         with narrator.stage("bit-true training", spinner=False) as stage:
-            bit_true = BitTrueNetwork(made.network, made.latent).to(place)
-            bit_true_history = train(bit_true, recipe.bit_true, "bit-true", CHECKPOINT)
+            bit_true = BitTrueNetwork(made.network, made.latent).to(training.place)
+            bit_true_history = training.fit(bit_true, recipe.bit_true, "bit-true", CHECKPOINT)
             accuracy["bit-true"] = stage.accuracy = evaluate(bit_true.cpu(), data.test)
             stage.note = f"{recipe.bit_true.epochs} epochs in the chip's integers"
 

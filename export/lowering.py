@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ from .folding import (
     pool_then_conv,
     pools_then_linear,
 )
+
+SpikeReset: TypeAlias = Literal["subtract", "zero"]
 
 
 def _array(tensor: Tensor) -> FloatArray:
@@ -132,9 +134,10 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 class _Lowering:
     """Layers so far, by name and in order."""
 
-    def __init__(self, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, input_shape: tuple[int, ...], reset: SpikeReset | None = None) -> None:
         self.layers: dict[str, FoldedLayer] = {}
         self.input_shape = input_shape
+        self.reset: SpikeReset | None = reset
         self.cropped: set[str] = set()
 
     def shape_of(self, source: str) -> tuple[int, ...]:
@@ -236,7 +239,9 @@ class _Lowering:
                 "layers without bias and batch normalization"
             )
         first = replace(branches[0].affine, bias=bias)
-        layer = replace(_neurons(name, first, shape, module), source=branches[0].source, shortcuts=tuple(branches[1:]))
+        layer = replace(
+            _neurons(name, first, shape, module, self.reset), source=branches[0].source, shortcuts=tuple(branches[1:])
+        )
         self.layers[name] = layer
         return _Value((_Term(name),), flat=value.flat)
 
@@ -321,7 +326,13 @@ def _graph(module: nn.Module) -> torch.fx.Graph:
         ) from error
 
 
-def lower(model: SpikingSequential, *, name: str = "network", labels: tuple[str, ...] = ()) -> Folded:
+def lower(
+    model: SpikingSequential,
+    *,
+    name: str = "network",
+    labels: tuple[str, ...] = (),
+    reset: SpikeReset | None = None,
+) -> Folded:
     """Fold a trained network: batch norm, thresholds, amplitudes, alpha and pooling go into weights and biases.
 
     In float64 the folded network emits exactly the spikes of ``model`` in eval mode (computed in float64, up to
@@ -335,6 +346,9 @@ def lower(model: SpikingSequential, *, name: str = "network", labels: tuple[str,
         Of the network.
     labels : tuple of str
         Class names.
+    reset : {"subtract", "zero"}, optional
+        Of all neurons, instead of the one that they were trained with; the folded network is another one then. Neurons
+        still fire at ``alpha th``, which loses less than firing at ``th`` (MNIST, 5 steps: 99.3 % against 79.1 %).
 
     Raises
     ------
@@ -342,7 +356,7 @@ def lower(model: SpikingSequential, *, name: str = "network", labels: tuple[str,
         If a layer has no counterpart; the message names it.
     """
     modules = dict(model.layers.named_modules())
-    work = _Lowering(tuple(model.input_shape))
+    work = _Lowering(tuple(model.input_shape), reset)
     values: dict[torch.fx.Node, _Value] = {}
     where, layers = "nothing", ()
 
@@ -380,7 +394,9 @@ def lower(model: SpikingSequential, *, name: str = "network", labels: tuple[str,
     )
 
 
-def _neurons(name: str, affine: Affine, shape: tuple[int, ...], module: Neuron | Accumulator) -> FoldedLayer:
+def _neurons(
+    name: str, affine: Affine, shape: tuple[int, ...], module: Neuron | Accumulator, chosen: SpikeReset | None
+) -> FoldedLayer:
     if isinstance(module, Accumulator):
         return FoldedLayer(
             name=name, affine=affine, shape=shape, reset="none", beta=module.beta, current_beta=module.current_beta
@@ -390,13 +406,14 @@ def _neurons(name: str, affine: Affine, shape: tuple[int, ...], module: Neuron |
     amplitude = threshold / module.dt if isinstance(module, LIFNeuron) else threshold
     if isinstance(module, TSSLNeuron):
         amplitude = 1.0
+    reset = chosen or module.reset
     return FoldedLayer(
         name=name,
         affine=affine,
         shape=shape,
-        reset=module.reset,
+        reset=reset,
         threshold=module.alpha * threshold,
-        reset_amount=threshold if module.reset == "subtract" else 0.0,
+        reset_amount=threshold if reset == "subtract" else 0.0,
         beta=module.beta,
         current_beta=module.current_beta,
         amplitude=amplitude,

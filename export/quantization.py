@@ -71,6 +71,11 @@ class QuantizeConfig(BaseModel):
     )
     calibration_samples: int = Field(256, ge=1, description="training samples for spikes and bias_correction")
     percentile: float = Field(99.9, gt=50, le=100, description="of the absolute weights, with weight_scale percentile")
+    reset: Literal["subtract", "zero"] | None = Field(
+        None,
+        description="of the deployed neurons, if not the one that they were trained with (network.reset): zero swaps "
+        "in the hard reset of stock chips",
+    )
     input_bits: int = Field(8, ge=1, le=16, description="bits of an input value; with a sign if it can be negative")
     input_levels: int | None = Field(
         None, ge=1, lt=2**16, description="steps above zero of an input value, instead of input_bits: 16 for the digits"

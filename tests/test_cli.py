@@ -53,7 +53,7 @@ def call(*args):
 def test_help_names_every_command_in_pipeline_order():
     code, out, _ = call("--help")
     assert code == 0
-    commands = ["run", "train", "export", "inspect", "check", "deploy", "sim", "verify", "energy", "report"]
+    commands = ["run", "train", "sweep", "export", "inspect", "check", "deploy", "sim", "verify", "energy", "report"]
     places = [out.index(f"\n  {command} ") for command in commands]
     assert places == sorted(places)
     for command in commands:
