@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from inspect import cleandoc
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,8 +29,7 @@ DATA_HELP = """
 
 \b
 DATA is one of
-  digits      the test split of a data set by name (digits:train: the training split); its
-              folder is that of the network's recipe
+  digits      the test split of a data set by name (digits:train: the training split)
   FOLDER      a data set's folder, read as the network's recipe reads it (FOLDER:train)
   FILE.npz    arrays x [samples, ...] or [steps, samples, ...] and, for accuracy, y
   FILE.npy    the array x alone
@@ -81,6 +81,18 @@ def _comma_separated(_ctx: click.Context, _param: click.Parameter, value: str | 
 def _with_data(command: click.Command) -> click.Command:
     """Append what ``DATA`` may be to a command's help."""
     command.help = cleandoc(command.help or "") + DATA_HELP
+    return command
+
+
+def _with_recipes(command: click.Command) -> click.Command:
+    """Append what ``RECIPE`` may be to a command's help."""
+    from .recipes import FOLDER
+
+    names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.toml")))
+    listed = fill(names, 76, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    command.help = (
+        f"{cleandoc(command.help or '')}\n\n\b\nRECIPE is a .toml file, or one that comes with lapilli:\n{listed}"
+    )
     return command
 
 
@@ -175,6 +187,7 @@ def inside_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+@_with_recipes
 @main.command(short_help="Train, export, verify on Lava, cost: a whole recipe.")
 @click.argument("recipe")
 @out_option
@@ -221,6 +234,7 @@ def run(
         sys.exit(EXIT_FAILED)
 
 
+@_with_recipes
 @main.command(short_help="Train a recipe: float, then bit-true.")
 @click.argument("recipe")
 @out_option

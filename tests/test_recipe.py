@@ -1,7 +1,9 @@
 """Recipes: what is shipped loads, what is wrong is named."""
 
 import pytest
+from click.testing import CliRunner
 
+from lapilli.cli import main
 from lapilli.errors import RecipeError
 from lapilli.recipe import load_recipe, shipped
 
@@ -75,3 +77,10 @@ def test_wrong_names_and_overrides(name, overrides, reason):
     with pytest.raises(RecipeError, match=r"^[^\n]*$") as caught:
         load_recipe(name, overrides)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_help_names_every_recipe(command):
+    shown = CliRunner().invoke(main, [command, "--help"]).stdout
+    words = " ".join(shown.split())
+    assert all(name in words for name in shipped())

@@ -178,6 +178,7 @@ def test_a_recipe_of_events_from_training_to_the_proof(tmp_path):
     assert done.spikes_equal
     assert done.summary["accuracy"]["stages"]["float"] == 1
     assert len(json.loads((tmp_path / "run" / "report.json").read_text())["samples"]) == 6
-    shown = CliRunner().invoke(main, ["sim", str(tmp_path / "run" / "network.onnx"), "events:train", "--json"])
+    network = str(tmp_path / "run" / "network.onnx")
+    shown = CliRunner().invoke(main, ["sim", network, f"{config.folder}:train", "--json"])
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)["samples"] == 24
