@@ -43,6 +43,11 @@ class OverflowPolicy:
     source: str = ""
     note: str = ""
 
+    @property
+    def differs_at_overflows_only(self) -> bool:
+        """Whether it can differ only where the description itself wraps or saturates, which every engine counts."""
+        return self.accumulator_bits is None and self.current != "twos_complement" and self.biased == "unlimited"
+
     def to_json(self) -> dict[str, Any]:
         """All fields."""
         return asdict(self)

@@ -263,6 +263,22 @@ def test_where_bounds_prove_everything_nothing_is_run():
     assert sum("equal on any input" in line for line in report.lines()) == 2
 
 
+def test_a_batch_is_traced_only_where_the_counts_leave_a_doubt():
+    """Four times -128 x 2^14 is -2^23: the membrane saturates, and only there does a policy without limits differ."""
+    net, seen = one((-128, 0), steps=9), []
+
+    def watching(network, x, trace=()):
+        seen.append(tuple(trace))
+        return reference(network, x, trace)
+
+    for x, runs, samples in (([[0, 1]], [()], []), ([[0, 1], [1, 0]], [(), ("p",)], [1])):
+        seen.clear()
+        _, brian2 = compare_policies(net, np.array(x), "loihi1", watching).comparisons
+        assert list(brian2.gaps) == ["p"]
+        assert (seen, brian2.samples.tolist()) == (runs, samples)
+    assert brian2.differences[0].step == 3
+
+
 def test_a_policy_is_an_executor_too():
     net = one((127, 127))
     proof = verify(net, np.array([[1, 0], [1, 1]]), against=[("nengo", partial(reference, policy=NENGO))])

@@ -1,7 +1,8 @@
 """Where states leave their width: every wrap of a current and saturation of a membrane, with its place.
 
-An engine only counts these events. Here the traces of the populations that can overflow go once more through
-:func:`lapilli.arithmetic.neuron_step`, one step at a time, each from the state that the engine left before.
+An engine only counts these events. Here batches in which it counted any are run again with traces, and the traces go
+once more through :func:`lapilli.arithmetic.neuron_step`, one step at a time, each from the state that the engine left
+before.
 """
 
 from __future__ import annotations
@@ -81,17 +82,45 @@ def overflow_events(
     if not watched or limit < 1:
         return found
     names = [p.name for p in watched]
-    for part in batches(net, x, batch_size(net, names)):
-        recording = executor(net, net.input.encode(part), names)
-        rows = [_events(recording, p, rank, limit, name) for rank, p in enumerate(watched)]
-        for sample, step, rank, neuron, kind, before, after in first_rows(
-            np.concatenate(rows), limit - len(found)
-        ).tolist():
-            found.append(Overflow(first + sample, step, names[rank], neuron, KINDS[kind], before, after))
-        if len(found) == limit:
-            break
+    for part in batches(net, x, batch_size(net)):
+        for offset, recording, traced in traced_where(net, part, executor, [], names):
+            rows = [_events(recording, p, rank, limit, name) for rank, p in enumerate(watched) if p.name in traced]
+            if not rows:
+                continue
+            for sample, step, rank, neuron, kind, *values in first_rows(
+                np.concatenate(rows), limit - len(found)
+            ).tolist():
+                found.append(Overflow(first + offset + sample, step, names[rank], neuron, KINDS[kind], *values))
+            if len(found) == limit:
+                return found
         first += part.shape[part.ndim - len(net.input.shape) - 1]
     return found
+
+
+def traced_where(
+    net: Network, part: npt.NDArray[Any], executor: Executor, always: list[str], on_overflow: list[str]
+) -> Iterator[tuple[int, Recording, list[str]]]:
+    """Run a batch; if populations of ``on_overflow`` overflow in it, run it again with traces of them.
+
+    Yields
+    ------
+    offset, recording, traced
+        Of the batch, or of each piece of it that fits memory with these traces: its first sample in the batch, and
+        which populations are traced: ``always``, and those of ``on_overflow`` that overflowed (or were not counted).
+    """
+    recording = executor(net, net.input.encode(part), always)
+    overflowed = [
+        name
+        for name in on_overflow
+        if name not in always and (recording.wraps.get(name) != 0 or recording.saturations.get(name) != 0)
+    ]
+    if not overflowed:
+        yield 0, recording, always
+        return
+    traced, offset = [*always, *overflowed], 0
+    for piece in batches(net, part, batch_size(net, traced)):
+        yield offset, executor(net, net.input.encode(piece), traced), traced
+        offset += piece.shape[piece.ndim - len(net.input.shape) - 1]
 
 
 class Trajectory(NamedTuple):

@@ -25,7 +25,7 @@ from ...recording import Executor, Recording, decide, scores
 from ..executors import find, name_of
 from ..reference import reference
 from ..simulation import Progress, batch_size, batches, count_samples
-from .overflows import EVENTS, first_rows, trajectory
+from .overflows import EVENTS, first_rows, traced_where, trajectory
 from .selection import name_neuron
 
 
@@ -181,13 +181,17 @@ def compare_policies(
     for policy in profile.others:
         gaps = {p.name: policy_gaps(p, bounds[p.name], policy) for p in net.order}
         comparisons.append(PolicyComparison(policy, {name: why for name, why in gaps.items() if why}))
-    watched = [p.name for p in net.order if any(p.name in c.gaps for c in comparisons)]
+    traced = [c for c in comparisons if not c.policy.differs_at_overflows_only]
+    always, watched = (
+        [p.name for p in net.order if any(p.name in c.gaps for c in some)] for some in (traced, comparisons)
+    )
     affected: list[list[IntArray]] = [[] for _ in comparisons]
     done = 0
-    for part in batches(net, x, batch_size(net, watched)) if watched else ():
-        recording = executor(net, net.input.encode(part), watched)
-        for c, samples in zip(comparisons, affected, strict=True):
-            samples.append(done + _watch(net, c, recording, done, limit, name))
+    for part in batches(net, x, batch_size(net, always)) if watched else ():
+        for offset, recording, seen in traced_where(net, part, executor, always, watched):
+            for c, samples in zip(comparisons, affected, strict=True):
+                first = done + offset
+                samples.append(first + _watch(net, c, recording, seen, first, limit, name))
         done += part.shape[part.ndim - len(net.input.shape) - 1]
         if progress:
             progress(done, total)
@@ -197,9 +201,11 @@ def compare_policies(
     return PolicyReport(net, profile, total, comparisons)
 
 
-def _watch(net: Network, c: PolicyComparison, recording: Recording, offset: int, limit: int, engine: str) -> IntArray:
-    """Compare one batch: adds to ``c``, returns the batch's differing samples."""
-    populations = [p for p in net.order if p.name in c.gaps]
+def _watch(
+    net: Network, c: PolicyComparison, recording: Recording, seen: list[str], offset: int, limit: int, engine: str
+) -> IntArray:
+    """Compare one batch, of which ``seen`` are traced: adds to ``c``, returns the batch's differing samples."""
+    populations = [p for p in net.order if p.name in c.gaps and p.name in seen]
     kept = np.empty((0, 11), np.int64)
     samples: set[int] = set()
     for rank, p in enumerate(populations):
