@@ -174,7 +174,7 @@ def _alpha(given: dict[str, Any]) -> float:
 
 
 def _gradient_scale(given: dict[str, Any]) -> float:
-    # The official backward passes scale the threshold's gradient by 1 (IF) and dt (LIF): see IFFunction, LIFFunction.
+    # The official backward passes scale the threshold's gradient by 1 (IF) and dt (LIF): see Neuron.clamp_gradient.
     return 1.0 if given.get("neuron") == "if" else given.get("dt", 0.05)
 
 
@@ -455,10 +455,11 @@ class TrainConfig(Section):
         default=50, ge=0, description="iterations of linear warm-up (DSR: 400, about one epoch of CIFAR-10)"
     )
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="of the learning rate after warm-up")
-    backward: Literal["auto", "representation", "steps"] = Field(
+    backward: Literal["auto", "representation", "approximate", "steps"] = Field(
         default="auto",
         description="gradients of float training: once for all steps (representation), or by autograd over all steps "
-        "(steps); equal but for rounding. auto: once, where every layer allows it",
+        "(steps); equal but for rounding. auto: once, where every layer allows it. approximate: once, and faster, "
+        "without the covariance that batch normalization in training mode asks for",
     )
     rate_epochs: int = Field(
         default=0,

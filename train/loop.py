@@ -311,7 +311,7 @@ def _forward(model: nn.Module, config: TrainConfig, epoch: int) -> Forward:
         return model
     if config.backward == "auto" and representation.obstacle(model) is not None:
         return model
-    return partial(representation.scores, model)
+    return partial(representation.scores, model, covariance=config.backward != "approximate")
 
 
 def _rate_scores(model: SpikingSequential, mixed_precision: bool, x: Tensor) -> Tensor:

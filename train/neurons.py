@@ -19,6 +19,7 @@ remainder that vanishes with N::
 from __future__ import annotations
 
 import math
+from enum import IntEnum
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -41,53 +42,69 @@ def mean_over_steps(x: Tensor, steps: int, beta: float = 1.0) -> Tensor:
     return frames.mean(0) if beta == 1.0 else torch.tensordot(step_weights(steps, beta, x), frames, 1)
 
 
+class Membrane:
+    """The membranes of a layer, step by step.
+
+    Parameters
+    ----------
+    like : Tensor [B, ...]
+        The current of one step, or what has its shape and dtype.
+    threshold : Tensor, scalar
+        ``th``.
+    beta, alpha : float
+    reset : {"subtract", "zero"}
+    """
+
+    def __init__(self, like: Tensor, threshold: Tensor, beta: float, alpha: float, reset: Reset) -> None:
+        self.threshold = threshold
+        self.fire_at = alpha * threshold
+        self.beta = beta
+        self.reset: Reset = reset
+        self.v = torch.zeros_like(like)
+
+    def step(self, current: Tensor) -> Tensor:
+        """Charge, fire, reset: which neurons fire, bool ``[B, ...]``."""
+        if self.beta == 1.0:
+            self.v += current
+        else:
+            self.v.mul_(self.beta).add_((1 - self.beta) * current)
+        fired = self.v >= self.fire_at
+        if self.reset == "subtract":
+            self.v -= self.threshold * fired
+        else:
+            self.v.masked_fill_(fired, 0)
+        return fired
+
+
 def _integrate(current: Tensor, threshold: Tensor, steps: int, beta: float, alpha: float, reset: Reset) -> Tensor:
     """Run the neurons: current ``[T*B, ...]`` to spikes 0/1 of the same shape and dtype."""
     frames = current.unflatten(0, (steps, -1))
     spikes = torch.empty_like(frames)
-    fire_at = alpha * threshold
-    v = torch.zeros_like(frames[0])
+    membrane = Membrane(frames[0], threshold, beta, alpha, reset)
     for n in range(steps):
-        v = v + frames[n] if beta == 1.0 else beta * v + (1 - beta) * frames[n]
-        fired = v >= fire_at
-        spikes[n] = fired
-        v = v - threshold * spikes[n] if reset == "subtract" else v.masked_fill(fired, 0)
+        spikes[n] = membrane.step(frames[n])
     return spikes.flatten(0, 1)
 
 
-def if_clamp_gradient(g: Tensor, mean: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of ``clamp(Ibar, 0, th)`` to ``Ibar`` and to ``th``; the interval is closed, as in the official code."""
-    return g * ((mean >= 0) & (mean <= threshold)), (g * (mean > threshold)).sum()
-
-
-def lif_clamp_gradient(g: Tensor, mean: Tensor, threshold: Tensor, tau: float, dt: float) -> tuple[Tensor, Tensor]:
-    """Gradient of ``clamp(Ibar/tau, 0, th/dt)`` to ``Ibar``, and to ``th`` times ``dt``; the interval is open."""
-    ceiling = threshold * (tau / dt)
-    return g * ((mean > 0) & (mean < ceiling)) / tau, (g * (mean > ceiling)).sum()
-
-
-class IFFunction(torch.autograd.Function):
-    """Integrate-and-fire: ``IFFunction.apply(current, threshold, steps, alpha, reset, threshold_gradient_scale)``."""
+class SpikeFunction(torch.autograd.Function):
+    """What neurons send at every step: ``SpikeFunction.apply(current, threshold, neuron)``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, current: Tensor, threshold: Tensor, steps: int, alpha: float, reset: Reset, scale: float
-    ) -> Tensor:
-        """``th s[n]``, like ``current [T*B, ...]``."""
-        ctx.steps, ctx.scale = steps, scale
-        # The threshold is clamped in place before every forward pass, so a saved reference would not do.
-        ctx.save_for_backward(mean_over_steps(current, steps), threshold.detach().clone())
-        return _integrate(current, threshold, steps, 1.0, alpha, reset).mul_(threshold)
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, neuron: Neuron) -> Tensor:
+        """Amplitude times spikes, like ``current [T*B, ...]``."""
+        ctx.save_for_backward(neuron.region(mean_over_steps(current, neuron.steps, neuron.beta)))
+        ctx.neuron = neuron
+        spikes = _integrate(current, threshold, neuron.steps, neuron.beta, neuron.alpha, neuron.reset)
+        return spikes.mul_(neuron.amplitude)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Gradient of ``clamp(Ibar, 0, th)``; the interval is closed, as in the official code."""
-        mean, threshold = ctx.saved_tensors
-        g = grad.unflatten(0, (ctx.steps, -1)).sum(0)
-        to_mean, to_threshold = if_clamp_gradient(g, mean, threshold)
-        to_current = (to_mean / ctx.steps).expand(ctx.steps, *g.shape).flatten(0, 1)
-        return to_current, ctx.scale * to_threshold, None, None, None, None
+        """Gradient of the clamp at the mean current: the same for every step."""
+        neuron: Neuron = ctx.neuron
+        g = neuron.steps * mean_over_steps(grad, neuron.steps, neuron.beta)
+        to_mean, to_threshold = neuron.clamp_gradient(g, *ctx.saved_tensors)
+        return (to_mean / neuron.steps).expand(neuron.steps, *g.shape).flatten(0, 1), to_threshold, None
 
 
 class RateFunction(torch.autograd.Function):
@@ -97,9 +114,9 @@ class RateFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, threshold: Tensor, neuron: Neuron) -> Tensor:
+    def forward(ctx: Any, current: Tensor, _threshold: Tensor, neuron: Neuron) -> Tensor:
         """Mean of what is sent, like ``current [B, ...]``."""
-        ctx.save_for_backward(current, threshold.detach().clone())
+        ctx.save_for_backward(neuron.region(current))
         ctx.neuron = neuron
         return neuron.mean_sent(current)
 
@@ -107,40 +124,19 @@ class RateFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradient of the clamp at this current."""
-        to_current, to_threshold = ctx.neuron.clamp_gradient(grad, *ctx.saved_tensors)
-        return to_current, ctx.neuron.gradient_scale * to_threshold, None
+        return *ctx.neuron.clamp_gradient(grad, *ctx.saved_tensors), None
 
 
-class LIFFunction(torch.autograd.Function):
-    """Leaky integrate-and-fire: ``LIFFunction.apply(current, threshold, steps, alpha, reset, scale, tau, dt)``."""
+class Region(IntEnum):
+    """Where a mean current lies, as uint8: below the clamp's interval or on the bound of an open one, in it, above."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        current: Tensor,
-        threshold: Tensor,
-        steps: int,
-        alpha: float,
-        reset: Reset,
-        scale: float,
-        tau: float,
-        dt: float,
-    ) -> Tensor:
-        """``(th/dt) s[n]``, like ``current [T*B, ...]``."""
-        beta = math.exp(-dt / tau)
-        ctx.steps, ctx.scale, ctx.tau, ctx.dt, ctx.beta = steps, scale, tau, dt, beta
-        ctx.save_for_backward(mean_over_steps(current, steps, beta), threshold.detach().clone())
-        return _integrate(current, threshold, steps, beta, alpha, reset).mul_(threshold / dt)
+    OUTSIDE = 0
+    INSIDE = 1
+    ABOVE = 2
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Gradient of ``clamp(Ibar/tau, 0, th/dt)``; the interval is open, as in the official code."""
-        mean, threshold = ctx.saved_tensors
-        g = ctx.steps * mean_over_steps(grad, ctx.steps, ctx.beta)
-        to_mean, to_threshold = lif_clamp_gradient(g, mean, threshold, ctx.tau, ctx.dt)
-        to_current = (to_mean / ctx.steps).expand(ctx.steps, *g.shape).flatten(0, 1)
-        return to_current, ctx.scale * to_threshold, None, None, None, None, None, None
+
+def _regions(inside: Tensor, above: Tensor) -> Tensor:
+    return inside.to(torch.uint8).masked_fill_(above, Region.ABOVE)
 
 
 class Neuron(nn.Module):
@@ -182,14 +178,14 @@ class Neuron(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         """Current ``[T*B, ...]`` to amplitude times spikes, same shape."""
-        with torch.no_grad():
-            self.threshold.clamp_(min=self.bound)
-        if self.levels is not None:
-            return cast("Tensor", RateFunction.apply(current, self.threshold, self))
-        return self._fire(current)
+        self.keep_bound()
+        function = SpikeFunction if self.levels is None else RateFunction
+        return cast("Tensor", function.apply(current, self.threshold, self))
 
-    def _fire(self, current: Tensor) -> Tensor:
-        raise NotImplementedError
+    @torch.no_grad()
+    def keep_bound(self) -> None:
+        """Raise the threshold to its lower bound; DSR does so before every forward pass."""
+        self.threshold.clamp_(min=self.bound)
 
     def mean_sent(self, current: Tensor) -> Tensor:
         """Mean of what is sent in ``levels`` steps of a constant current: ``[B, ...]`` to the same shape."""
@@ -198,9 +194,17 @@ class Neuron(nn.Module):
         spikes = _integrate(frames, self.threshold, levels, self.beta, self.alpha, self.reset)
         return mean_over_steps(spikes, levels).mul_(self.amplitude)
 
-    def clamp_gradient(self, g: Tensor, mean: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """From the gradient to the mean of what is sent, that to the mean current and that to the threshold."""
+    def membrane(self, like: Tensor) -> Membrane:
+        """Membranes at rest, for a current of one step ``like [B, ...]``."""
+        return Membrane(like, self.threshold.detach(), self.beta, self.alpha, self.reset)
+
+    def region(self, mean: Tensor) -> Tensor:
+        """:class:`Region` of mean currents."""
         raise NotImplementedError
+
+    def clamp_gradient(self, g: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradient to the mean of what is sent, that to the mean current and that to the threshold."""
+        return g * (region == Region.INSIDE), self.gradient_scale * (g * (region == Region.ABOVE)).sum()
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -232,10 +236,6 @@ class IFNeuron(Neuron):
     ) -> None:
         super().__init__(steps, threshold, alpha, reset, bound, gradient_scale)
 
-    def _fire(self, current: Tensor) -> Tensor:
-        out = IFFunction.apply(current, self.threshold, self.steps, self.alpha, self.reset, self.gradient_scale)
-        return cast("Tensor", out)
-
     def mean_sent(self, current: Tensor) -> Tensor:
         """As for every neuron; with the soft reset at once: ``k`` spikes need ``levels I >= (k - 1 + alpha) th``."""
         if self.reset != "subtract":
@@ -244,9 +244,9 @@ class IFNeuron(Neuron):
         spikes = (current * (levels / self.threshold.detach())).add_(1 - self.alpha).floor_().clamp_(0, levels)
         return spikes.mul_(self.amplitude / levels)
 
-    def clamp_gradient(self, g: Tensor, mean: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``clamp(Ibar, 0, th)``."""
-        return if_clamp_gradient(g, mean, threshold)
+    def region(self, mean: Tensor) -> Tensor:
+        """Of ``clamp(Ibar, 0, th)``; the interval is closed, as in the official code."""
+        return _regions((mean >= 0) & (mean <= self.threshold), mean > self.threshold)
 
 
 class LIFNeuron(Neuron):
@@ -287,15 +287,15 @@ class LIFNeuron(Neuron):
         """What a spike sends on."""
         return self.threshold.detach().clamp(min=self.bound) / self.dt
 
-    def _fire(self, current: Tensor) -> Tensor:
-        out = LIFFunction.apply(
-            current, self.threshold, self.steps, self.alpha, self.reset, self.gradient_scale, self.tau, self.dt
-        )
-        return cast("Tensor", out)
+    def region(self, mean: Tensor) -> Tensor:
+        """Of ``clamp(Ibar/tau, 0, th/dt)``; the interval is open, as in the official code."""
+        ceiling = self.threshold * (self.tau / self.dt)
+        return _regions((mean > 0) & (mean < ceiling), mean > ceiling)
 
-    def clamp_gradient(self, g: Tensor, mean: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``clamp(Ibar/tau, 0, th/dt)``; that to the threshold times ``dt``."""
-        return lif_clamp_gradient(g, mean, threshold, self.tau, self.dt)
+    def clamp_gradient(self, g: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+        """That to the mean current over ``tau``; that to the threshold as in the official code, times ``dt``."""
+        to_mean, to_threshold = super().clamp_gradient(g, region)
+        return to_mean / self.tau, to_threshold
 
 
 class Accumulator(nn.Module):
