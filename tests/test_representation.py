@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import weakref
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lapilli.errors import UnsupportedError
 from lapilli.train import frames
@@ -191,53 +188,3 @@ def test_spikes_kept_as_bits_come_back(steps, shape, seed, last):
     assert torch.equal(bits.read(amplitude), (fired * amplitude).flatten(0, 1))
     assert torch.equal(bits.read(amplitude, (slice(1), slice(1, 3))), (fired * amplitude)[:, :1, 1:3].flatten(0, 1))
     assert torch.equal(bits.counts, fired.sum(0, dtype=torch.uint8))
-
-
-class _Bytes(TorchDispatchMode):
-    """Counts the bytes of all tensors, without computing them; ``peak`` is their largest sum."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.now, self.peak = set(), 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.alive:
-                    self.alive.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def _drop(self, key, size):
-        self.alive.remove(key)
-        self.now -= size
-
-
-def _peak(forward, steps, frozen):
-    """Largest sum of bytes during a training step of a residual network, less its weights and their gradients."""
-    block = {"type": "block", "channels": 32}
-    layers = [{"type": "conv", "channels": 32, "padding": 1, "neurons": False}, *[block] * 3]
-    layers += [{"type": "neurons"}, {"type": "pool", "size": "all"}, {"type": "linear"}]
-    config = NetworkConfig.model_validate({"layers": layers, "steps": steps})
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build(config, (3, 32, 32), 10)
-        for module in model.modules():
-            if frozen and isinstance(module, torch.nn.BatchNorm2d):
-                module.eval().requires_grad_(requires_grad=False)
-        x = torch.zeros(16, 3, 32, 32)
-        with _Bytes() as count:
-            forward(model, x).sum().backward()
-    return count.peak - 8 * sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_memory_is_a_quarter_of_that_of_all_steps_and_hardly_grows_with_them(frozen, monkeypatch):
-    monkeypatch.setattr(frames, "BLOCK_BYTES", 2**24)  # as in a larger network: less than a layer
-    monkeypatch.setattr(frames, "PIECE_BYTES", 2**22)
-    ours = _peak(scores, 20, frozen)
-    assert ours < _peak(lambda m, x: m(x), 20, frozen) / 4
-    assert ours < 1.5 * _peak(scores, 5, frozen)

@@ -368,7 +368,7 @@ class Weighted(Frames):
             shape: tuple[int, ...] = (*source.shape[:-1], weights.out_features)
         else:
             like = torch.empty((1, *source.shape), dtype=weights.weight.dtype, device="meta")
-            geometry = (weights.stride, weights.padding, weights.dilation, weights.groups)
+            geometry: Any = (weights.stride, weights.padding, weights.dilation, weights.groups)
             shape = tuple(F.conv2d(like, weights.weight.detach().to("meta"), None, *geometry).shape[1:])
         super().__init__(window, shape, source)
         self.uniform = self.uniform or bool(self.sources)
@@ -565,11 +565,12 @@ class TrainedNorm(Frames):
 def _normalize(norm: Norm, x: Tensor, channels: slice, momentum: float) -> tuple[Tensor, Tensor]:
     """Normalize some channels ``[T*B, c, ...]`` in place; the mean and 1/deviation of each."""
     parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    normalize: Any = torch.native_batch_norm
     given = (x, *(None if p is None else p[channels] for p in parameters), True, momentum, norm.eps)
     if x.is_cpu:  # the statistics are taken first, then every value is replaced
-        _, centre, inverse = torch.native_batch_norm(*given, out=(x, *(x.new_empty(x.shape[1]) for _ in range(2))))
+        _, centre, inverse = normalize(*given, out=(x, *(x.new_empty(x.shape[1]) for _ in range(2))))
     else:
-        out, centre, inverse = torch.native_batch_norm(*given)
+        out, centre, inverse = normalize(*given)
         x.copy_(out)
     return centre, inverse
 
