@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale, Synapse
@@ -83,3 +85,75 @@ def threshold_for(current: np.ndarray, density: float) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fired(middle) > density else (low, middle)
     return high
+
+
+def recurrent(steps: int = 200, size: int = 256) -> Network:
+    """100 inputs, leaky neurons joined to each other with a delay of one step, ten readout neurons."""
+    rng = np.random.default_rng(0)
+    neurons = {"threshold": 260_000, "reset": "zero", "du": 1024, "dv": 256}
+    return Network(
+        name="recurrent",
+        steps=steps,
+        input=Input(shape=(100,)),
+        populations=[
+            Population(name="hidden", shape=(size,), **neurons),
+            Population(name="out", shape=(10,), **neurons),
+        ],
+        connections=[
+            Connection(source=INPUT, target="hidden", synapse=Dense(rng.integers(-100, 128, (size, 100)))),
+            Connection(source="hidden", target="hidden", synapse=Dense(rng.integers(-60, 61, (size, size))), delay=1),
+            Connection(source="hidden", target="out", synapse=Dense(rng.integers(-100, 128, (10, size)))),
+        ],
+        readout=Readout(population="out"),
+    )
+
+
+def torch_forward(network: Network, x: np.ndarray, channels_last: bool, threads: int) -> Callable[[], np.ndarray]:
+    """The same spiking network as PyTorch users run it: float32, every layer over all steps at once, then its neurons.
+
+    Soft-reset IF neurons, convolutions, dense and one-to-one connections; a constant input is convolved once. Returns
+    what takes one forward pass and gives the final membranes of the last population; its numbers are exact integers.
+    """
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(threads)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    weights = {}
+    for c in network.connections:
+        weight = torch.from_numpy(c.synapse.weight.astype(np.float32)) * 2.0**c.weight_exponent
+        weights[c.name] = weight.to(memory_format=layout) if weight.ndim == 4 else weight
+    images = torch.from_numpy(x.astype(np.float32)).to(memory_format=layout)
+    steps = network.steps
+
+    def arriving(c: Connection, source: torch.Tensor) -> torch.Tensor:
+        if isinstance(c.synapse, Conv2d):
+            s = c.synapse
+            return functional.conv2d(source, weights[c.name], None, s.stride, s.padding, s.dilation, s.groups)
+        if isinstance(c.synapse, Scale):
+            return source * weights[c.name].reshape(1, -1, 1, 1)
+        return source.flatten(1) @ weights[c.name].T
+
+    def run() -> np.ndarray:
+        sent, v = {}, torch.zeros(())
+        with torch.inference_mode():
+            for p in network.flow:
+                parts = [arriving(c, images if c.source == INPUT else sent[c.source]) for c in network.incoming(p.name)]
+                total = parts[0]
+                for part in parts[1:]:
+                    total = total + part
+                constant = len(total) == len(images)
+                current = total if constant else total.unflatten(0, (steps, len(images)))
+                v = torch.zeros_like(current if constant else current[0])
+                spikes = []
+                for n in range(steps):
+                    v = v + (current if constant else current[n])
+                    if p.spikes:
+                        fired = (v > p.threshold / 2**p.fraction_bits).float()
+                        v = v - p.reset_amount / 2**p.fraction_bits * fired
+                        spikes.append(fired)
+                if p.spikes:
+                    sent[p.name] = torch.cat(spikes)
+        return v.numpy()
+
+    return run

@@ -1,10 +1,11 @@
 """Speed of the simulator, in ratios: every number is the median over repeats in which all contestants take turns.
 
-    python benchmarks/sim.py [--repeats 5] [--only networks,sums,neurons] [--without lava,onnxruntime,torch]
+    python benchmarks/sim.py [--repeats 5] [--batch 32] [--only resnet,networks,recurrent,sums,products,neurons,memory]
+                             [--without lava,onnxruntime,torch]
 
-Three tables: whole networks (the fast engine, compiled and in NumPy, ONNX Runtime, Lava), the event kernel on 3x3
-convolutions against PyTorch's float32 convolution, and the neuron loop. A busy machine slows all contestants; the
-load is printed beside the machine.
+Whole networks are timed by the clock on the wall, on all threads. Kernels (sums, products, neurons), and
+PreAct-ResNet-18 with LAPILLI_THREADS=1, are timed by the processor time of one thread, which a busy machine disturbs
+less. The load is printed beside the machine.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from networks import preact_resnet18, recurrent, torch_forward
 
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Synapse
 from lapilli.sim.engine import kernels, threads
@@ -102,16 +106,18 @@ def machine() -> str:
     )
 
 
-def in_turns(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def in_turns(
+    contestants: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each contestant in each repeat; one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repeats + 1):
         for name, run in contestants.items():
             time.sleep(PAUSE)
-            started = time.perf_counter()
+            started = clock()
             run()
             if turn:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return times
 
 
@@ -135,6 +141,61 @@ def lava_steps_per_second(network: Network, x: np.ndarray) -> float:
     (run,) = run_jobs([Job(network, x[:, :3] if x.ndim > len(network.input.shape) + 1 else x[:3])])
     assert run.steps_per_second is not None
     return run.steps_per_second
+
+
+def resnet(repeats: int, batch: int, without: list[str]) -> None:
+    """PreAct-ResNet-18 against PyTorch's float32 forward pass of the same network, whose membranes must be the same."""
+    net = preact_resnet18()
+    x = np.random.default_rng(1).integers(-127, 128, (batch, 3, 32, 32))
+    recording = find("fast")(net, x)
+    mean = sum(int(s.sum()) for s in recording.spikes.values()) / sum(s.size for s in recording.spikes.values())
+    runs: dict[str, Callable[[], object]] = {"fast": partial(find("fast"), net, x)}
+    if "torch" not in without:
+        for name, channels_last in (("torch, channels last", True), ("torch, channels first", False)):
+            run = torch_forward(net, x, channels_last, threads.count())
+            same = np.array_equal((run() * 2**6).astype(np.int64), recording.v_final["readout"])
+            runs[name] = run
+            print(f"{name}: {'same' if same else 'DIFFERENT'} final membranes")
+    times = in_turns(runs, repeats, time.process_time if threads.count() == 1 else time.perf_counter)
+    print(f"\n{net.name}, T = {net.steps}, batch {batch}, mean density {mean:.1%}, {threads.count()} threads")
+    print(f"{'executor':<24}{'samples/s':>12}{'fast is':>12}")
+    for name, seconds in times.items():
+        print(f"{name:<24}{batch / statistics.median(seconds):>12.1f}{ratio(seconds, times['fast']):>11.1f}x")
+
+
+def memory(batch: int) -> None:
+    """Peak of a process that runs PreAct-ResNet-18 once, less what it has after imports and with network and input."""
+    child = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); import numpy as np\n"
+        "from networks import preact_resnet18\n"
+        "from lapilli.sim.engine.batched import fast, plan_of\n"
+        "net = preact_resnet18(); x = np.random.default_rng(1).integers(-127, 128, (int(sys.argv[2]), 3, 32, 32))\n"
+        "plan_of(net); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "r = fast(net, x); print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", child, str(Path(__file__).parent), str(batch)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    before, peak = (int(kib) / 2**20 for kib in done.stdout.split())
+    print(f"\nmemory, PreAct-ResNet-18, T = 20, batch {batch}: {peak:.2f} GiB at most, {before:.2f} GiB before the run")
+
+
+def recurrence(repeats: int, without: list[str]) -> None:
+    """A recurrent network, step by step, one sample."""
+    net = recurrent()
+    x = (np.random.default_rng(1).random((net.steps, 3, 100)) < 0.1).astype(np.int64)
+    runs = {"fast": partial(find("fast"), net, x[:, :1]), "NumPy": partial(on_numpy, net, x[:, :1])}
+    times = in_turns(runs, repeats)
+    speed = {name: net.steps / statistics.median(seconds) for name, seconds in times.items()}
+    if "lava" not in without:
+        speed["lava"] = statistics.median(lava_steps_per_second(net, x) for _ in range(min(repeats, 3)))
+    rate = find("fast")(net, x).spikes["hidden"].mean()
+    print(f"\n{'recurrent, 100-256-10, batch 1':<32}{'steps/s':>12}{'fast is':>12}  (hidden rate {rate:.3f})")
+    for name, steps in speed.items():
+        print(f"{name:<32}{steps:>12,.0f}{speed['fast'] / steps:>11.1f}x")
 
 
 def networks(repeats: int, without: list[str]) -> None:
@@ -171,12 +232,60 @@ def sums(repeats: int, without: list[str]) -> None:
             runs = {"fast": layer(synapse, x)}
             if "torch" not in without:
                 runs["torch"] = torch_convolution(x.reshape(-1, *shape), synapse)
-            times = in_turns(runs, repeats)
+            times = in_turns(runs, repeats, time.process_time)
             seconds = statistics.median(times["fast"])
             beaten = f"{ratio(times['torch'], times['fast']):.1f}x" if "torch" in times else "-"
             what = f"{channels} channels, {size}x{size}"
             rate, each = additions / seconds / 1e9, seconds / x.size * 1e9
             print(f"{what:<22}{density:>8.1%}{rate:>15.1f}{each:>15.2f}{beaten:>19}")
+
+
+def products(repeats: int) -> None:
+    """The product path, neurons included, against ONNX Runtime's bare MatMulInteger on the unrolled images."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    print(
+        f"\n{'products, one thread':<22}{'density':>8}{'G MAC/s':>10}{'MatMulInteger':>15}{'share':>8}{'by events':>11}"
+    )
+    rng = np.random.default_rng(4)
+    for channels, size, images in ((64, 32, 8), (128, 16, 16), (256, 8, 32), (512, 4, 64)):
+        synapse = Conv2d(rng.integers(-128, 128, (channels, channels, 3, 3)), padding=1)
+        shape, rows, inputs = (channels, size, size), images * size**2, 9 * channels
+        x = (rng.random((images, 1, *shape)) < 0.5).astype(np.uint8)
+        graph = helper.make_graph(
+            [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+            "product",
+            [helper.make_tensor_value_info("a", TensorProto.UINT8, [rows, inputs])],
+            [helper.make_tensor_value_info("y", TensorProto.INT32, [rows, channels])],
+            [
+                helper.make_tensor(
+                    "b",
+                    TensorProto.INT8,
+                    [inputs, channels],
+                    rng.integers(-128, 128, inputs * channels).astype(np.int8),
+                )
+            ],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        binding = session.io_binding()
+        binding.bind_cpu_input("a", (rng.random((rows, inputs)) < 0.5).astype(np.uint8))
+        binding.bind_ortvalue_output("y", onnxruntime.OrtValue.ortvalue_from_shape_and_type([rows, channels], np.int32))
+        runs: dict[str, Callable[[], object]] = {
+            "products": partial(layer(synapse, x), forced="products"),
+            "events": partial(layer(synapse, x), forced="events"),
+            "onnxruntime": partial(session.run_with_iobinding, binding),
+        }
+        times = in_turns(runs, repeats, time.process_time)
+        rate = {name: rows * inputs * channels / statistics.median(seconds) / 1e9 for name, seconds in times.items()}
+        share = ratio(times["onnxruntime"], times["products"])
+        what = f"{channels} channels, {size}x{size}"
+        print(
+            f"{what:<22}{0.5:>8.0%}{rate['products']:>10.0f}{rate['onnxruntime']:>15.0f}{share:>8.0%}{rate['events']:>11.0f}"
+        )
 
 
 def layer(synapse: Conv2d, x: np.ndarray) -> Callable[[], object]:
@@ -223,27 +332,33 @@ def neurons(repeats: int) -> None:
         state = State.at_rest(p, 4, layout)
         bias = layout.arrange(np.zeros((4096, 1)))
         run = partial(kernels.layer_steps, p, layout, (20, 4), [], drive, state.u, state.v, bias, spikes, None)
-        seconds = statistics.median(in_turns({"fast": run}, repeats)["fast"])
+        seconds = statistics.median(in_turns({"fast": run}, repeats, time.process_time)["fast"])
         print(f"{what:<44}{drive.size / seconds / 1e9:>12.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default="networks,sums,neurons", help="tables to print")
+    parser.add_argument("--batch", type=int, default=32, help="samples of PreAct-ResNet-18")
+    parser.add_argument("--only", default="resnet,networks,recurrent,sums,products,neurons,memory", help="what to run")
     parser.add_argument("--without", default="", help="contestants to leave out: lava, onnxruntime, torch")
     options = parser.parse_args()
-    tables, without = options.only.split(","), options.without.split(",")
+    wanted, without, repeats = options.only.split(","), options.without.split(","), options.repeats
     print(machine())
-    if "networks" in tables:
-        networks(options.repeats, without)
-    if not kernels.available():
-        print("\nno compiled kernels: nothing to show of them")
-        return
-    if "sums" in tables:
-        sums(options.repeats, without)
-    if "neurons" in tables:
-        neurons(options.repeats)
+    tables: dict[str, Callable[[], None]] = {
+        "resnet": lambda: resnet(repeats, options.batch, without),
+        "networks": lambda: networks(repeats, without),
+        "recurrent": lambda: recurrence(repeats, without),
+        "memory": lambda: memory(options.batch),
+    }
+    if kernels.available():
+        tables["sums"] = lambda: sums(repeats, without)
+        tables["neurons"] = lambda: neurons(repeats)
+        if "onnxruntime" not in without:
+            tables["products"] = lambda: products(repeats)
+    for name, show in tables.items():
+        if name in wanted:
+            show()
 
 
 if __name__ == "__main__":
