@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import deploy, export, sim, train
     from .errors import Error
-    from .export import load, save
+    from .export import from_torch, load, save
     from .network import Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
     from .sim import energy, simulate, verify
 
@@ -29,7 +29,7 @@ _ROOMS = ("deploy", "export", "sim", "train")
 _HOMES = {
     "Error": "errors",
     **dict.fromkeys(("Connection", "Conv2d", "Dense", "Input", "Network", "Population", "Readout", "Scale"), "network"),
-    **dict.fromkeys(("load", "save"), "export"),
+    **dict.fromkeys(("from_torch", "load", "save"), "export"),
     **dict.fromkeys(("energy", "simulate", "verify"), "sim"),
 }
 
@@ -46,6 +46,7 @@ __all__ = [
     "deploy",
     "energy",
     "export",
+    "from_torch",
     "load",
     "save",
     "sim",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .bit_search import MixedPrecision as MixedPrecision
     from .bit_search import mixed_precision as mixed_precision
     from .folding import Folded as Folded
+    from .frameworks import from_torch as from_torch
     from .lowering import lower as lower
     from .netx.reading import load_net as load_net
     from .netx.writing import round_to_net as round_to_net
@@ -56,6 +57,7 @@ _WHERE = {  # public name: its module
     "Summary": "summary",
     "build_model": "onnx.graph",
     "execute_file": "onnx.executors",
+    "from_torch": "frameworks",
     "load_net": "netx.reading",
     "load_nir": "nir.reading",
     "load_onnx": "onnx.file",

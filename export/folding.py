@@ -365,7 +365,8 @@ class FoldedRun:
         By layer; every layer that spikes.
     scores : float64 [B, N]
         Class scores in the units of the trained network: the (weighted) mean rate times the amplitude, or the
-        (weighted) mean current into the accumulator.
+        (weighted) mean current into the accumulator; of a network that is read "plain", the number of spikes times the
+        amplitude, or the last membrane.
     """
 
     spikes: dict[str, npt.NDArray[np.uint8]]
@@ -390,6 +391,9 @@ class Folded:
         network.
     gradient : str
         What trained it, and trains it on in integers: "dsr", or a version of TSSL-BP.
+    read : {"weighted", "plain"}
+        What scores are: means over the steps, in which a step counts as much as a membrane of the last layer keeps of
+        it (DSR's rates), or the number of spikes and the last membrane (as in other frameworks).
     """
 
     layers: tuple[FoldedLayer, ...]
@@ -399,6 +403,7 @@ class Folded:
     labels: tuple[str, ...] = ()
     corrected: bool = False
     gradient: str = "dsr"
+    read: Literal["weighted", "plain"] = "weighted"
 
     @property
     def readout(self) -> Literal["rate", "membrane"]:
@@ -455,7 +460,9 @@ class Folded:
                 spikes[layer.name] = np.stack(fired).astype(np.uint8)
         last = self.layers[-1]
         weights = last.beta ** np.arange(self.steps - 1.0, -1.0, -1.0)
-        if last.reset == "none":
+        if self.read == "plain":
+            scores = v if last.reset == "none" else last.amplitude * spikes[last.name].sum(0, dtype=np.float64)
+        elif last.reset == "none":
             gain = 1.0 if last.beta == 1.0 else 1.0 - last.beta  # k, which folding put into the weights
             scores = v / (gain * weights.sum())
         else:

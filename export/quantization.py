@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from ..bounds import population_bounds
 from ..errors import DataError, RecipeError, UnsupportedError
 from ..network import DECAY_ONE, INPUT, Connection, Input, Network, Population, Readout, Shape
 from .folding import Affine, Branch, FloatArray, Folded, FoldedLayer
+
+if TYPE_CHECKING:
+    from .nir.real_network import RealNetwork
 
 FRACTION_BITS = 6  # LOIHI: synaptic input and threshold mantissa are shifted left by 6
 STEP = 2**FRACTION_BITS  # state units in one step of an 8-bit weight, a threshold, or a bias of exponent 6
@@ -162,8 +165,15 @@ class Quantized:
     report: tuple[LayerReport, ...]
 
 
-def quantize(folded: Folded, config: QuantizeConfig, calibration: npt.ArrayLike | None = None) -> Network:
-    """Quantize a folded network; see :func:`quantize_with_latent`."""
+def quantize(folded: Folded | RealNetwork, config: QuantizeConfig, calibration: npt.ArrayLike | None = None) -> Network:
+    """Quantize a folded network; see :func:`quantize_with_latent`.
+
+    Or a network in steps, as :func:`from_torch` gives where neurons have currents or recurrent weights.
+    """
+    if not isinstance(folded, Folded):
+        from .nir.rounding import quantize_real
+
+        return quantize_real(folded, config, calibration, {})
     return quantize_with_latent(folded, config, calibration).network
 
 
@@ -221,7 +231,7 @@ def quantize_with_latent(folded: Folded, config: QuantizeConfig, calibration: np
         input=net_input,
         populations=tuple(m.population for m in made),
         connections=tuple(c for m in made for c in m.connections),
-        readout=_readout(made[-1].population),
+        readout=_readout(made[-1].population, folded),
         labels=folded.labels,
     )
     report = tuple(_report(layer, m, network) for layer, m in zip(folded.layers, made, strict=True))
@@ -232,10 +242,10 @@ def quantize_with_latent(folded: Folded, config: QuantizeConfig, calibration: np
     return Quantized(replace(network, metadata={"quantization": metadata, **trained_by}), latent, report)
 
 
-def _readout(last: Population) -> Readout:
+def _readout(last: Population, folded: Folded) -> Readout:
     if last.reset == "none":
         return Readout(population=last.name, kind="membrane")
-    if last.dv:
+    if last.dv and folded.read == "weighted":
         return Readout(population=last.name, kind="weighted_count", decay=last.dv)
     return Readout(population=last.name)
 

@@ -210,7 +210,7 @@ def network_of(**modules):
         (network_of(a=nn.AvgPool2d(3), b=nn.Conv2d(1, 1, 3, padding=1), c=IFNeuron(4)), "crop the input to .1, 6, 6."),
         (network_of(a=nn.AvgPool2d(3, ceil_mode=True), c=IFNeuron(4)), "ceil_mode"),
         (network_of(a=nn.AvgPool2d(2, padding=1, count_include_pad=False), c=IFNeuron(4)), "padding .1, 1."),
-        (network_of(a=nn.Conv2d(1, 1, 3, padding="same"), c=IFNeuron(4)), "padding 'same'"),
+        (network_of(a=nn.Conv2d(1, 1, 2, padding="same"), c=IFNeuron(4)), "padding 'same'"),
     ],
 )
 def test_what_cannot_be_folded_is_named(model, says):

@@ -27,8 +27,8 @@ from ...network import DECAY_ONE, INPUT, Reset, Shape
 from ..folding import FloatArray
 from .chains import Chains
 from .graph import INTEGRATORS, Graph, Node, population_name
-from .linear import Gain, RealSynapse, Reshape, compose
-from .real_network import NIRWarning, RealConnection, RealNetwork, RealPopulation
+from .linear import Gain, Reshape, compose
+from .real_network import NIRWarning, RealConnection, RealNetwork, RealPopulation, constant_source
 
 Discretization: TypeAlias = Literal["euler", "exponential"]
 NirReset: TypeAlias = Literal["subtract", "zero", "subtract-next"]
@@ -201,20 +201,9 @@ def _population(
     if keep_u == 0.0:
         bias = bias + drive
     elif drive.any():
-        # A bias before a current that decays fills the current, so a population that always spikes sends it.
-        always = RealPopulation(
-            name=f"{name}.bias",
-            shape=(1,),
-            reset="zero",
-            threshold=0.5,
-            reset_amount=0.0,
-            keep_u=0.0,
-            keep_v=0.0,
-            bias=np.ones(1),
-        )
+        always, column = constant_source(name, drive)
         populations.append(always)
-        column = RealSynapse("dense", drive.reshape(-1, 1))
-        connections.append(RealConnection(source=always.name, target=name, name="", synapse=column))
+        connections.append(column)
     kind, amount = _reset(node, reset, threshold, keep_v)
     if reset == "subtract-next" and keep_v == 0.0 and kind == "subtract":
         raise UnsupportedError(f"{node.where}: keeps nothing from step to step; 'subtract-next' has no meaning there")

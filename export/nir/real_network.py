@@ -1,7 +1,11 @@
-"""A real-valued network in steps, in the words of the description: what a NIR graph becomes before rounding."""
+"""A real-valued network in steps, in the words of the description: what a NIR graph becomes before rounding.
+
+Folded networks become one too where they get what folded layers have not, synaptic currents and recurrent weights.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +13,7 @@ import numpy.typing as npt
 
 from ...errors import DataError
 from ...network import INPUT, Reset, Shape
-from ..folding import FloatArray
+from ..folding import Affine, FloatArray, Folded
 from .linear import RealSynapse
 
 
@@ -56,9 +60,9 @@ class RealConnection:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RealNetwork:
-    """A NIR graph in steps: populations, connections and which population is read out.
+    """Populations, connections and which population is read out.
 
-    ``notes`` is what had to be decided because NIR does not say it.
+    ``notes`` is what had to be decided because a NIR graph does not say it.
     """
 
     name: str
@@ -68,6 +72,7 @@ class RealNetwork:
     connections: tuple[RealConnection, ...]
     readout: str
     notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def simulate(self, x: npt.ArrayLike) -> tuple[dict[str, npt.NDArray[np.uint8]], FloatArray]:
         """Run in float64, one step at a time.
@@ -138,3 +143,83 @@ class RealNetwork:
                     if waiting[c.target] == 0:
                         ready.append(c.target)
         return [named[name] for name in ready]
+
+
+def constant_source(name: str, drive: FloatArray) -> tuple[RealPopulation, RealConnection]:
+    """A neuron that always spikes, and weights ``drive`` from it into the current of population ``name``.
+
+    A bias acts on membranes; before a current that decays it would have to fill the current.
+    """
+    always = RealPopulation(
+        name=f"{name}.bias",
+        shape=(1,),
+        reset="zero",
+        threshold=0.5,
+        reset_amount=0.0,
+        keep_u=0.0,
+        keep_v=0.0,
+        bias=np.ones(1),
+    )
+    column = RealSynapse("dense", drive.reshape(-1, 1))
+    return always, RealConnection(source=always.name, target=name, name=f"{always.name}->{name}", synapse=column)
+
+
+def from_folded(folded: Folded, keep_u: Mapping[str, float], recurrent: Mapping[str, Affine]) -> RealNetwork:
+    """A folded network whose layers also have synaptic currents and weights to themselves.
+
+    Parameters
+    ----------
+    folded : Folded
+    keep_u : mapping of float
+        By layer: what its current keeps from one step to the next. Its bias then goes into the current.
+    recurrent : mapping of Affine
+        By layer: weights from its spikes to its current in the next step; their bias is not used.
+    """
+    populations: list[RealPopulation] = []
+    connections: list[RealConnection] = []
+    for layer in folded.layers:
+        bias = np.broadcast_to(layer.affine.bias.reshape(-1, *[1] * (len(layer.shape) - 1)), layer.shape).copy()
+        decays = keep_u.get(layer.name, 0.0)
+        if decays and bias.any():
+            always, column = constant_source(layer.name, bias)
+            populations.append(always)
+            connections.append(column)
+            bias = np.zeros(layer.shape)
+        into = [(branch.source, branch.affine, 0) for branch in folded.branches(layer)]
+        if layer.name in recurrent:
+            into.append((layer.name, recurrent[layer.name], 1))
+        for i, (source, affine, delay) in enumerate(into):
+            number = sum(source == earlier for earlier, *_ in into[:i])
+            connections.append(
+                RealConnection(
+                    source=source,
+                    target=layer.name,
+                    name=f"{source}->{layer.name}" + (f"#{number + 1}" if number else ""),
+                    synapse=RealSynapse(
+                        affine.kind, affine.weight, affine.stride, affine.padding, affine.dilation, affine.groups
+                    ),
+                    delay=delay,
+                )
+            )
+        populations.append(
+            RealPopulation(
+                name=layer.name,
+                shape=layer.shape,
+                reset=layer.reset,
+                # A folded layer fires at its threshold, this one above it.
+                threshold=float(np.nextafter(layer.threshold, -np.inf)),
+                reset_amount=layer.reset_amount,
+                keep_u=decays,
+                keep_v=layer.beta,
+                bias=bias,
+            )
+        )
+    return RealNetwork(
+        name=folded.name,
+        steps=folded.steps,
+        input_shape=folded.input_shape,
+        populations=tuple(populations),
+        connections=tuple(connections),
+        readout=folded.layers[-1].name,
+        labels=folded.labels,
+    )

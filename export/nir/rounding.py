@@ -99,6 +99,7 @@ def quantize_real(
         populations=tuple(populations),
         connections=tuple(connections),
         readout=Readout(population=real.readout, kind="count" if spikes else "membrane"),
+        labels=real.labels,
         metadata={**metadata, "quantization": {"settings": config.model_dump(mode="json"), "populations": report}},
     )
 
