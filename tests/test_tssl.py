@@ -347,3 +347,5 @@ def test_spike_losses_need_spikes():
     dsr = build(NetworkConfig(layers=[{"type": "linear"}]), (1, 8, 8), 10)
     with pytest.raises(RecipeError, match=r"train\.loss"):
         fit(dsr, split, TrainConfig(loss="kernel", epochs=1))
+    with pytest.raises(RecipeError, match="rate_epochs"):
+        fit(build(config_of(), (1, 8, 8), 10), split, TrainConfig(loss="kernel", epochs=1, rate_epochs=1))

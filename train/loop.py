@@ -289,6 +289,10 @@ def _objective(
             return nn.functional.cross_entropy(scores, y), scores
 
         return cross_entropy
+    if config.rate_epochs or config.backward == "representation":
+        raise RecipeError(
+            f'train.loss: {config.loss!r} needs the spikes of every step; set rate_epochs = 0, and backward = "auto"'
+        )
     output_spikes: Any = getattr(model, "output_spikes", None)
     keep: Any = getattr(model, "output_current_beta", None)
     if output_spikes is None or keep is None:
