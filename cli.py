@@ -348,6 +348,9 @@ def sweep(
     type=click.FloatRange(0, 1, max_open=True),
     help="Search for the fewest weight bits of each layer that lose at most this share of the samples.",
 )
+@click.option(
+    "--plots", type=click.Path(file_okay=False, path_type=Path), help="Folder for figures of the report and the search."
+)
 @json_option
 def export(
     source: str,
@@ -356,6 +359,7 @@ def export(
     input_shape: str | None,
     report: bool,
     max_loss: float | None,
+    plots: Path | None,
     **options: Any,
 ) -> None:
     """Export SOURCE to the network description.
@@ -367,11 +371,13 @@ def export(
     Example:  lapilli export runs/digits/checkpoint.safetensors --out network.onnx
               lapilli export net.nir --steps 300 --dt 1e-3 --reset zero --discretization euler
               lapilli export network.onnx --out network.net
-              lapilli export runs/digits/float.safetensors --max-loss 0.005 --report
+              lapilli export runs/digits/float.safetensors --max-loss 0.005 --report --plots figures
     """
-    from .conversion import convert
+    from .conversion import convert, save_figures
     from .export import render, summarize
 
+    if plots is not None and not report and max_loss is None:
+        raise click.BadParameter("there is nothing to draw; add --report or --max-loss", param_hint="--plots")
     try:
         shape = tuple(int(axis) for axis in input_shape.split(",")) if input_shape else None
     except ValueError:
@@ -388,7 +394,8 @@ def export(
             document[name] = part.to_json()
             shown.append(part.render())
     _emit(document, as_json, lambda: _group(shown))
-    click.echo(f"wrote {out}", err=True)
+    for written in (out, *(save_figures(made, plots) if plots is not None else ())):
+        click.echo(f"wrote {written}", err=True)
 
 
 @main.command(short_help="List the trained networks that come with lapilli.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import FileFormatError, RecipeError, UnsupportedError
 from .network import Network
 from .recipe import Recipe
+from .whole_file import written_whole
 
 if TYPE_CHECKING:
     from .export.bit_search import MixedPrecision
@@ -164,3 +165,31 @@ def convert_checkpoint(
     network = quantize_with_latent(folded, config, data.train.x).network
     metadata = {**network.metadata, "recipe": recipe.provenance(), "method": f"{recipe.method}, quantized"}
     return Converted(BitTrueNetwork(network).to_network(metadata), (), measured, search)
+
+
+def save_figures(made: Converted, folder: Path) -> list[Path]:
+    """Draw what was measured: ``report.svg`` and ``search.svg``, as far as there is a report or a search.
+
+    Raises
+    ------
+    MissingDependencyError
+        If matplotlib is not installed.
+    FileFormatError
+        If a figure cannot be written.
+    """
+    from .export.quantization_plots import plot, plot_search
+
+    drawn = {"report.svg": made.report and plot(made.report), "search.svg": made.search and plot_search(made.search)}
+    written = []
+    for name, svg in drawn.items():
+        if svg is None:
+            continue
+        path = folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as temporary:
+                temporary.write_text(svg, encoding="utf-8")
+        except OSError as error:
+            raise FileFormatError(f"{path}: cannot write ({error.strerror}); choose another folder") from None
+        written.append(path)
+    return written

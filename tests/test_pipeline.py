@@ -2,6 +2,7 @@
 
 import json
 import sys
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -114,9 +115,24 @@ def test_export_converts_between_formats_and_searches_bits(finished, tmp_path):
     folder, _ = finished
     checkpoint, out = str(folder / "float.safetensors"), tmp_path / "searched.onnx"
     result = CliRunner().invoke(
-        main, ["export", checkpoint, "--out", str(out), "--max-loss", "0.02", "--report", "--json"]
+        main,
+        [
+            "export",
+            checkpoint,
+            "--out",
+            str(out),
+            "--max-loss",
+            "0.02",
+            "--report",
+            "--json",
+            "--plots",
+            str(tmp_path / "figures"),
+        ],
     )
     assert result.exit_code == 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"report.svg", "search.svg"}
+    for path in (tmp_path / "figures").iterdir():
+        assert ET.parse(path).getroot().tag.endswith("svg")
     document = json.loads(result.stdout)
     assert document["digest"] == document["report"]["digest"] == lapilli.load(out).digest()
     assert document["search"]["memory_bits"] <= document["search"]["memory_bits_widest"]
@@ -124,6 +140,9 @@ def test_export_converts_between_formats_and_searches_bits(finished, tmp_path):
     nir = tmp_path / "net.nir"
     assert CliRunner().invoke(main, ["export", str(out), "--out", str(nir), "--dt", "0.001"]).exit_code == 0
     assert lapilli.load(nir) == lapilli.load(out)
+    nothing = CliRunner().invoke(main, ["export", checkpoint, "--plots", str(tmp_path)])
+    assert nothing.exit_code == 2
+    assert "nothing to draw; add --report or --max-loss" in nothing.stderr
     refused = CliRunner().invoke(main, ["export", str(out), "--out", str(tmp_path / "net.net")])
     assert refused.exit_code == 2
     assert "reset" in refused.stderr, "lava-dl cannot represent the soft reset, and it says so"
