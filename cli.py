@@ -393,7 +393,7 @@ def export(
         if part is not None:
             document[name] = part.to_json()
             shown.append(part.render())
-    _emit(document, as_json, lambda: _group(shown))
+    _emit(document, as_json, lambda: shown)
     for written in (out, *(save_figures(made, plots) if plots is not None else ())):
         click.echo(f"wrote {written}", err=True)
 
@@ -482,7 +482,7 @@ def deploy(
         done = _simulate(net, wanted, "lava")
         document["lava"] = _result(done, wanted)
         shown.append(run_table(done, document["lava"]["accuracy"]))
-    _emit(document, as_json, lambda: _group(shown))
+    _emit(document, as_json, lambda: shown)
 
 
 @_with_data
@@ -547,7 +547,7 @@ def simulate_command(
     if profiler:
         document["profile"] = profiler.to_json(done)
         tables.append(profile_table(profiler, done))
-    _emit(document, as_json, lambda: _group([*tables, *seen.lines()]))
+    _emit(document, as_json, lambda: [*tables, *seen.lines()])
 
 
 def _profiler(engine: str) -> Profiler:
@@ -616,7 +616,7 @@ def energy(network: str, data: str, samples: int | None, chips: tuple[str, ...],
     done = _simulate(net, _samples(data, net, samples), "fast")
     costs = {chip: estimate(net, done, chip=chip) for chip in chips}
     document = {chip: cost.to_json() for chip, cost in costs.items()}
-    _emit(document, as_json, lambda: _group([cost.render() for cost in costs.values()]))
+    _emit(document, as_json, lambda: [cost.render() for cost in costs.values()])
 
 
 @main.command(short_help="Write the HTML page of a finished run again.")
@@ -685,10 +685,6 @@ def _emit(document: dict[str, Any], as_json: bool, show: Callable[[], Any]) -> N
     from .terminal import console
 
     shown = show()
-    console().print(shown, markup=False, soft_wrap=isinstance(shown, str))
-
-
-def _group(renderables: list[Any]) -> Any:
-    from rich.console import Group
-
-    return Group(*renderables)
+    out = console()
+    for part in shown if isinstance(shown, list) else [shown]:
+        out.print(part, markup=False, soft_wrap=isinstance(part, str))  # a path that is broken cannot be copied

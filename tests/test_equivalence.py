@@ -265,12 +265,9 @@ def test_an_overflow_policy_is_named():
     )
 
     def saturating(network, x, trace=()):
-        original = arithmetic.wrap
-        arithmetic.wrap = arithmetic.saturate
-        try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(arithmetic._LIMITS, "wrap", arithmetic.saturate)
             return reference(network, x, trace)
-        finally:
-            arithmetic.wrap = original
 
     network = with_population(network, "p", du=0)
     divergence = assert_found(network, np.ones((1, 1), np.int64), saturating)

@@ -62,7 +62,12 @@ def draw(count, **kind):
         cases.append(case)
 
     collect()
-    return cases[-count:]  # the first ones drawn are the simplest
+    drawn = cases[count:]  # the first ones are the simplest
+    return sorted(drawn, key=convolutions)[-count:]  # dense connections are in all of them
+
+
+def convolutions(case):
+    return sum(isinstance(c.synapse, Conv2d) for c in case[0].connections)
 
 
 @lava
@@ -70,7 +75,7 @@ def draw(count, **kind):
 def test_random_networks_emit_the_reference_s_spikes():
     cases = [case for kind in CASES.values() for case in draw(5, **kind)]
     jobs = [Job(n, x, (), "conv" if i % 2 else "sparse") for i, (n, x) in enumerate(cases)]
-    assert sum(isinstance(c.synapse, Conv2d) for job in jobs for c in job.network.connections) >= 8
+    assert sum(map(convolutions, cases)) >= 8
     spikes = 0
     for job, run in zip(jobs, run_jobs(jobs, timeout=240), strict=True):
         expected = reference(job.network, job.x)
@@ -398,7 +403,7 @@ def test_nothing_is_left_behind_when_the_caller_ends(how, tag):
     try:
         assert wait_until(lambda: alive(tag), 60)
         caller.send_signal(how)
-        caller.wait(20)
+        caller.wait(60)
         assert wait_until(lambda: not alive(tag))
     finally:
         caller.kill()

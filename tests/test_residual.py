@@ -73,7 +73,7 @@ def test_architectures_as_published(architecture, stem, shape, spiking, paramete
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_runs_at_tiny_width(architecture):
-    shape = (2, 32, 32) if architecture == "vgg11" else (2, 8, 8)
+    shape = (2, 8, 8) if "resnet" in architecture else (2, 32, 32)
     model = build(NetworkConfig(architecture=architecture, width=2, steps=2), shape, 3)
     assert model(torch.rand(2, *shape)).shape == (2, 3)
 

@@ -181,7 +181,7 @@ def group_lives(group):
 def test_ctrl_c_leaves_results_and_no_process(network, tmp_path):
     """The whole process group gets the signal, as from a terminal."""
     lapilli.save(network, tmp_path / "net.onnx")
-    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((640, 1, 8, 8)))
+    np.savez(tmp_path / "data.npz", x=np.zeros((200_000, 1, 8, 8), np.uint8))
     command = [sys.executable, "-m", "lapilli", "sim", "net.onnx", "data.npz", "--engine", "reference"]
     command += ["--jobs", "2", "--out", "out"]
     started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -19,11 +19,19 @@ SHAPES = {
     "digits": (1, 8, 8),
     "idx": (1, 28, 28),
     "imagefolder": (3, 32, 32),
+    "torchvision:CIFAR10": (3, 32, 32),
+    "torchvision:CIFAR100": (3, 32, 32),
+    "tonic:CIFAR10DVS": (2, 48, 48),
     "events": (2, 34, 34),
     "wav": (1, 32, 32),
 }
 SMALL = {  # networks as they are, but narrow
     "cifar10": ["network.width=2"],
+    "cifar10-dsr": ["network.width=2", "network.steps=4"],
+    "cifar10-dsr-n5": ["network.width=2"],
+    "cifar100-dsr": ["network.width=2", "network.steps=4"],
+    "cifar100-dsr-n5": ["network.width=2"],
+    "dvs-cifar10-dsr": ["network.width=2", "network.steps=3"],
     "nmnist": ["network.steps=3"],
     "cifar10-tssl": ["network.width=3"],
     "fashion-tssl": ["network.width=4"],
@@ -34,7 +42,7 @@ SMALL = {  # networks as they are, but narrow
 def noise(recipe):
     """Blobs at random places, another for each class: something to learn from and to spike at."""
     rng = np.random.default_rng(0)
-    shape, framed = SHAPES[recipe.data.name], recipe.data.name == "events"
+    shape, framed = SHAPES[recipe.data.name], recipe.data.name in ("events", "tonic:CIFAR10DVS")
 
     def split(n):
         y = np.arange(n) % 10
