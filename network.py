@@ -460,16 +460,42 @@ class Network:
         return len(self._topological(self.connections)) == len(self.populations)
 
     @cached_property
+    def stages(self) -> tuple[tuple[Population, ...], ...]:
+        """Populations in topological order of all connections, delayed ones too; those of a cycle are one stage.
+
+        Within a stage they are in the :attr:`order` of its connections without delay.
+        """
+        if self.acyclic:
+            return tuple((self._by_name[name],) for name in self._topological(self.connections))
+        sources = {p.name: {c.source for c in self.incoming(p.name)} - {INPUT} for p in self.populations}
+        before: dict[str, set[str]] = {}  # populations with a path to this one, itself included
+        for name in sources:
+            waiting, before[name] = [name], {name}
+            while waiting:
+                found = sources[waiting.pop()] - before[name]
+                before[name] |= found
+                waiting += found
+        # What lies behind a cycle has more before it than the cycle; all populations of a cycle have the same.
+        cycles: dict[frozenset[str], list[Population]] = {}
+        for p in sorted(self.order, key=lambda p: len(before[p.name])):
+            cycles.setdefault(frozenset(q for q in before[p.name] if p.name in before[q]), []).append(p)
+        return tuple(tuple(cycle) for cycle in cycles.values())
+
+    @cached_property
     def flow(self) -> tuple[Population, ...]:
-        """Populations in topological order of all connections, delayed ones too; :attr:`order` in a cyclic network."""
-        return (
-            tuple(self._by_name[name] for name in self._topological(self.connections)) if self.acyclic else self.order
-        )
+        """Populations of all :attr:`stages`, in that order."""
+        return tuple(p for stage in self.stages for p in stage)
 
     @cached_property
     def steps_at_once(self) -> int:
-        """Steps that a population can take before it needs a spike of a population later in :attr:`flow`."""
-        return self.steps if self.acyclic else min(c.delay for c in self.connections if c.delay > 0)
+        """Steps that a population can take before it needs a spike of itself or of one later in :attr:`flow`."""
+        return min((self.stride(stage) for stage in self.stages), default=self.steps)
+
+    def stride(self, stage: tuple[Population, ...]) -> int:
+        """Steps that a population of a stage can take before it needs a spike of itself or of one later there."""
+        place = {p.name: i for i, p in enumerate(stage)}
+        back = (c.delay for c in self.connections if c.target in place and place.get(c.source, -1) >= place[c.target])
+        return min(back, default=self.steps)
 
     def population(self, name: str) -> Population:
         """The population of that name.

@@ -157,3 +157,41 @@ def inputs(draw, network, *, max_batch=4):
 def networks_with_input(draw, **kwargs):
     network = draw(networks(**kwargs))
     return network, draw(inputs(network))
+
+
+@st.composite
+def cyclic_networks_with_input(draw):
+    """Up to four populations of one shape with connections in all directions, and input; every kind of synapse."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = draw(st.sampled_from(((5,), (70,), (3, 4, 3), (66, 2, 2))))
+    size, channels = int(np.prod(shape)), shape[0]
+    made = [draw(populations(f"p{i}", shape, wild=True)) for i in range(draw(st.integers(1, 4)))]
+    names = [p.name for p in made]
+    every = [(s, t) for s in (INPUT, *names) for t in names]
+    chosen = draw(st.sets(st.sampled_from(every), max_size=8)) | {(INPUT, names[0]), (names[-1], names[0])}
+    connections = []
+    for source, target in sorted(chosen):
+        back = source != INPUT and names.index(source) >= names.index(target)
+        kinds = ["scale", "conv", "depthwise", "dense"] if len(shape) == 3 else ["scale", "dense", "dense"]
+        kind = draw(st.sampled_from(kinds))
+        if kind == "scale":
+            synapse = Scale(rng.integers(-128, 128, channels))
+        elif kind == "conv":
+            synapse = Conv2d(rng.integers(-128, 128, (channels, channels, 3, 3)), padding=1)
+        elif kind == "depthwise":
+            synapse = Conv2d(rng.integers(-128, 128, (channels, 1, 3, 3)), padding=1, groups=channels)
+        else:
+            synapse = Dense(rng.integers(-128, 128, (size, size)))
+        exponent, delay = draw(st.integers(0, 6)), draw(st.integers(int(back), 4))
+        connections.append(
+            Connection(source=source, target=target, synapse=synapse, weight_exponent=exponent, delay=delay)
+        )
+    network = Network(
+        name="cyclic",
+        steps=draw(st.integers(1, 13)),
+        input=Input(shape=shape, high=draw(st.sampled_from((1, 1, 9)))),
+        populations=draw(st.permutations(made)),
+        connections=connections,
+        readout=Readout(population=names[-1]),
+    )
+    return network, draw(inputs(network, max_batch=7))

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from lapilli.bounds import population_bounds
 from lapilli.errors import DescriptionError
-from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Scale
+from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
 from lapilli.sim.engine import batched, kernels, neurons
 from lapilli.sim.engine.batched import fast
 from lapilli.sim.engine.sums import Synapses, exact_dtype
 from lapilli.sim.reference import reference
-from strategies import networks_with_input
+from strategies import cyclic_networks_with_input, networks_with_input
 
 RUNS = ["numpy", *(f"{level}-{path}" for level in kernels.LEVELS for path in ("events", "products"))]
 
@@ -69,6 +69,23 @@ def test_blocks_of_any_size_give_the_same_bits(case, size):
         assert_same(*case)
     finally:
         batched.BLOCK_BYTES, batched.CACHE_BYTES = whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cyclic_networks_with_input(),
+    st.booleans(),
+    st.sampled_from((1, 2, 5)),
+    st.sampled_from((1, 2**14, 2**20, 2**30)),
+    st.sampled_from((1, 5000, 2**21)),
+)
+def test_every_bit_of_cycles_with_any_threads_and_calls_of_any_length(case, trace, n_threads, work, cache):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAPILLI_THREADS", str(n_threads))
+        patch.setattr(batched, "THREAD_UPDATES", 0)
+        patch.setattr(batched, "CALL_WORK", work)
+        patch.setattr(batched, "CACHE_BYTES", cache)
+        assert_same(*case, trace=trace)
 
 
 def dense_network(population, weight, *, steps=6, low=0, high=1, exponent=0, connections=()):
@@ -164,6 +181,65 @@ def test_a_cycle_runs_as_many_steps_at_once_as_its_delay():
     assert network.steps_at_once == 4
     want = assert_same(network, np.ones((2, 1), np.int64))
     assert want.spikes["p"].any()
+
+
+def ring(sizes=(70, 5, 66), steps=40, delay=1):
+    """Input into the first population, each into the next one, the last back into the first; and a readout."""
+    rng = np.random.default_rng(12)
+    names = [f"p{i}" for i in range(len(sizes))]
+    made = [
+        Population(name=n, shape=(s,), threshold=9000, reset_amount=9000, du=900, dv=90)
+        for n, s in zip(names, sizes, strict=True)
+    ]
+
+    def dense(source, target, n_in, n_out, **options):
+        return Connection(source=source, target=target, synapse=Dense(rng.integers(-90, 92, (n_out, n_in))), **options)
+
+    return Network(
+        name="ring",
+        steps=steps,
+        input=Input(shape=(30,)),
+        populations=[Population(name="out", shape=(4,), reset="none"), *made],
+        connections=[
+            dense(INPUT, names[0], 30, sizes[0]),
+            *(dense(names[i], names[i + 1], sizes[i], sizes[i + 1]) for i in range(len(names) - 1)),
+            dense(names[-1], names[0], sizes[-1], sizes[0], delay=delay),
+            dense(names[-1], "out", sizes[-1], 4, delay=2),
+        ],
+        readout=Readout(population="out", kind="membrane"),
+    )
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_cycle_is_one_call_of_the_kernel_and_what_follows_is_another(monkeypatch, level, n_threads):
+    if level == "numpy":
+        pytest.skip("without kernels there are no calls to count")
+    monkeypatch.setenv("LAPILLI_THREADS", str(n_threads))
+    calls, original = [], kernels.run
+
+    def run(layers, stride=None):
+        calls.append((len(layers), stride, layers[0].window))
+        return original(layers, stride)
+
+    monkeypatch.setattr(kernels, "run", run)
+    network, x = ring(), np.random.default_rng(0).integers(0, 2, (40, 1, 30))
+    want = assert_same(network, x, trace=False)
+    assert all(s.any() and not s.all() for s in want.spikes.values())
+    assert calls == [(3, 1, (40, 1)), (1, None, (40, 1))]
+    calls.clear()
+    monkeypatch.setattr(batched, "CALL_WORK", 1)
+    assert_same(network, x, trace=False)
+    assert calls == [(3, 1, (1, 1))] * 40 + [(1, None, (40, 1))]
+
+
+def test_a_cycle_whose_neurons_are_cut_into_parts_is_stepped(monkeypatch):
+    """One sample, two threads and many neurons: every step is shared, which one call cannot do."""
+    monkeypatch.setenv("LAPILLI_THREADS", "2")
+    monkeypatch.setattr(batched, "THREAD_UPDATES", 100)
+    used, original = [], batched._advance_in_turn
+    monkeypatch.setattr(batched, "_advance_in_turn", lambda *a: (used.append(a[1]), original(*a))[1])
+    assert_same(ring((600, 20), steps=9, delay=3), np.ones((1, 30), np.int64), trace=False)
+    assert used == [3, 9]
 
 
 def test_the_last_few_steps_of_a_cycle_may_cut_the_samples_otherwise(monkeypatch):

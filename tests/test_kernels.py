@@ -27,6 +27,11 @@ def level(request, monkeypatch):
     monkeypatch.setattr(kernels, "level", request.param)
 
 
+def run_alone(*arguments):
+    """All steps of one block of neurons."""
+    return kernels.run([kernels.prepare(*arguments)])[0]
+
+
 @st.composite
 def cases_of_neurons(draw):
     """A population whose numbers sit at the edges of its width, its state, and a drive that leaves it now and then."""
@@ -67,9 +72,7 @@ def test_neurons_of_any_width_and_decay(level, case, traced):
         traces = tuple(np.zeros(drive.shape, np.int64) for _ in range(3)) if traced else None
         bias = layout.arrange(np.broadcast_to(p.bias, p.shape)[:, None])
         fired = spikes if p.spikes else None
-        wraps, saturations, _ = kernels.layer_steps(
-            p, layout, drive.shape[:2], [], drive, state.u, state.v, bias, fired, traces
-        )
+        done = run_alone(p, layout, drive.shape[:2], [], drive, state.u, state.v, bias, fired, traces)
         u, v = (None if a is None else layout.restore(a, p.shape) for a in (state.u, state.v))
     finally:
         kernels.level = before
@@ -87,7 +90,7 @@ def test_neurons_of_any_width_and_decay(level, case, traced):
     np.testing.assert_array_equal(v, exact_v)
     if u is not None:
         np.testing.assert_array_equal(u, exact_u)
-    assert (wraps, saturations) == (wrapped, saturated)
+    assert (done.wraps, done.saturations) == (wrapped, saturated)
 
 
 def run_layer(synapses, sources, target, shift, extra=None, part=None, silent=0):
@@ -103,7 +106,7 @@ def run_layer(synapses, sources, target, shift, extra=None, part=None, silent=0)
     state = State.at_rest(p, window[1], layout, keep_u=True)
     traces = tuple(np.full((*window, *target), 77, np.int64) for _ in range(3))
     bias = layout.arrange(np.zeros((layout.targets, 1)))
-    kernels.layer_steps(p, layout, window, arriving, extra, state.u, state.v, bias, None, traces, part)
+    run_alone(p, layout, window, arriving, extra, state.u, state.v, bias, None, traces, part)
     return traces[0]
 
 
@@ -233,7 +236,7 @@ def test_the_density_of_each_image_chooses_the_path(monkeypatch):
         monkeypatch.setattr(kernels, "path", path)
         state, spikes = State.at_rest(p, 1, layout), np.zeros((4, 1, 5), np.uint8)
         bias, arriving = layout.arrange(np.zeros((5, 1))), [kernels.Arriving(packed, x, 0, 0)]
-        done = kernels.layer_steps(p, layout, (4, 1), arriving, None, None, state.v, bias, spikes, None)
+        done = run_alone(p, layout, (4, 1), arriving, None, None, state.v, bias, spikes, None)
         assert done.products == products
         found.append((spikes, state.v))
     for spikes, v in found[1:]:
@@ -262,10 +265,10 @@ def mlp(steps=7, **options):
 @pytest.mark.parametrize("make", ["mlp", "cnn"])
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch, n_threads, batch, make):
     used = set()
-    original = kernels.layer_steps
+    original = kernels.run
     monkeypatch.setenv("LAPILLI_THREADS", str(n_threads))
     monkeypatch.setattr(batched, "THREAD_UPDATES", 0)
-    monkeypatch.setattr(kernels, "layer_steps", lambda *a: (used.add(threading.get_ident()), original(*a))[1])
+    monkeypatch.setattr(kernels, "run", lambda *a: (used.add(threading.get_ident()), original(*a))[1])
     network, x = mlp() if make == "mlp" else cnn()
     x = x[:, :batch]
     want, got = reference(network, x), fast(network, x)
@@ -334,7 +337,7 @@ def test_arrays_that_do_not_fit_are_refused_before_the_kernel():
 
     def run(x=x, spikes=spikes, v=v, extra=extra, bias=bias, silent=0, part=None):
         arriving = [kernels.Arriving(packed, x, silent, 0)]
-        kernels.layer_steps(p, layout, (2, 3), arriving, extra, None, v, bias, spikes, None, part)
+        run_alone(p, layout, (2, 3), arriving, extra, None, v, bias, spikes, None, part)
 
     run()
     for bad in (
@@ -356,6 +359,31 @@ def test_arrays_that_do_not_fit_are_refused_before_the_kernel():
     ):
         with pytest.raises(AssertionError):
             run(**bad)
+
+
+def test_calls_that_do_not_fit_are_refused():
+    p = Population(name="p", shape=(4,))
+    layout, v, bias = lay_out(p, []), np.zeros((3, 1, 1, 64), np.int32), np.zeros((1, 1, 64), np.int32)
+
+    def ready(steps):
+        return kernels.prepare(p, layout, (steps, 3), [], None, None, v, bias, np.zeros((steps, 3, 4), np.uint8), None)
+
+    assert [done[:3] for done in kernels.run([ready(2), ready(2)], 5)] == [(0, 0, 0)] * 2
+    with pytest.raises(AssertionError):
+        kernels.run([ready(2), ready(3)], 1)
+    with pytest.raises(AssertionError):
+        kernels.run([ready(2)], 0)
+    good = ready(2).values
+    for error, values in (
+        (TypeError, (0, 1)),
+        (TypeError, (0, 1, good[:-1])),
+        (TypeError, (0, 1, good, (*good, 0))),
+        (TypeError, (0, 1, ("x", *good[1:]))),
+        (ValueError, (0, 0, good)),
+        (ValueError, (99, 1, good)),
+    ):
+        with pytest.raises(error):
+            kernels._compiled.layer_steps(*values)
 
 
 def test_what_the_kernel_cannot_sum_is_left_to_numpy(monkeypatch):

@@ -176,6 +176,28 @@ def test_order_follows_connections_not_the_list():
     assert small().acyclic
 
 
+def test_stages_are_the_cycles_in_the_order_in_which_spikes_flow():
+    def connected(*pairs):
+        return small(
+            input=Input(shape=(1,)),
+            populations=[Population(name=n, shape=(1,), threshold=1) for n in "edcba"],
+            connections=[
+                Connection(source="input" if s == "-" else s, target=t, synapse=Scale([1]), delay=int(d))
+                for s, t, d in pairs
+            ],
+            readout=None,
+        )
+
+    net = connected("-a0", "aa3", "ab0", "bc2", "cb4", "cd5", "de0", "be1")
+    assert [[p.name for p in stage] for stage in net.stages] == [["a"], ["c", "b"], ["d"], ["e"]]
+    assert [net.stride(stage) for stage in net.stages] == [3, 2, net.steps, net.steps]
+    assert net.steps_at_once == 2
+    assert [p.name for p in net.flow] == [*"acbde"]
+    net = connected("-b0", "be0", "ec0", "cb6", "-d0", "da0", "ad1")
+    assert sorted([p.name for p in stage] for stage in net.stages) == [["b", "e", "c"], ["d", "a"]]
+    assert net.steps_at_once == 1
+
+
 class TestEncode:
     graded = Input(shape=(2,), low=-3, high=4, scale=np.array([0.5]), zero=np.array([0.25]))
 

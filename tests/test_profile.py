@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from test_cli import call
+from test_engine import ring
 from test_kernels import cnn, mlp
 
 import lapilli
@@ -18,7 +19,13 @@ from lapilli.sim.engine.profile import Profiler
 compiled = pytest.mark.skipif(kernels.best_level() < 0, reason="lapilli was installed without a compiler")
 
 
-@pytest.mark.parametrize("make", [mlp, cnn])
+def cycle():
+    """Populations that hear each other, and a readout that hears them."""
+    network = ring()
+    return network, np.random.default_rng(0).integers(0, 2, (network.steps, 23, 30))
+
+
+@pytest.mark.parametrize("make", [mlp, cnn, cycle])
 def test_a_profiled_run_is_the_same_run(make):
     network, x = make()
     profiler = Profiler()

@@ -1,9 +1,10 @@
 """The fast engine: every bit of the reference, by layers, batches and matrix products.
 
 Where the reference walks step by step, this one takes as many steps of a population at once as the graph allows: all
-``T`` if it is acyclic, else as many as the shortest delay. A population is worked off in blocks of steps and samples.
-A block is one call of the compiled kernel (``kernels.c``): synapse sums of a few pixels, then their neurons, so that no
-sum ever leaves the cache. Where that kernel cannot run, a block is two calls in NumPy::
+``T`` if it lies on no cycle, else as many as the shortest delay back. A population is worked off in blocks of steps and
+samples. A block is one call of the compiled kernel (``kernels.c``): synapse sums of a few pixels, then their neurons,
+so that no sum ever leaves the cache. The populations of a cycle share a call, in which they take turns. Where that
+kernel cannot run, a block is two calls in NumPy::
 
     drive = layer.drive(...)         synapses (sums.py): what arrives at every neuron at every step of the block
     run_neurons(..., drive, ...)     neurons (neurons.py): the steps of the block, one after another, in place
@@ -11,10 +12,11 @@ sum ever leaves the cache. Where that kernel cannot run, a block is two calls in
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,6 +30,7 @@ from .sums import LayerSums, Synapses
 
 BLOCK_BYTES = 2**25  # NumPy: buffers of one block; larger gains nothing, smaller cuts the matrix products into slivers
 CACHE_BYTES = 2**21  # compiled: what NumPy still sums is written and read once, best while it is in the cache
+CALL_WORK = 2**30  # of a cycle in one call (see Synapses.work): some 0.1 s, after which Python hears Ctrl-C
 THREAD_UPDATES = 2**16  # fewer neuron updates than this are not worth waking another thread for
 Watch: TypeAlias = Callable[["Layer", int, int, float], object]  # layer, first step, one past the last, seconds
 
@@ -48,18 +51,84 @@ def fast(network: Network, x: IntArray, trace: Collection[str] = (), watch: Watc
     batch = frames.shape[1]
     layers = [Layer(s, LayerSums(s, frames, constant), frames.shape[:2], s.population.name in traced) for s in plan]
     spikes = {layer.population.name: layer.spikes for layer in layers}
-    stride = network.steps_at_once
+    waiting = iter(layers)
     out = Recording()
-    for first in range(0, network.steps, stride):
-        last = min(first + stride, network.steps)
-        for layer in layers:
+    for populations in network.stages:
+        stage, stride = [*islice(waiting, len(populations))], network.stride(populations)
+        if stride < network.steps and _take_turns_compiled(stage, stride, batch):
+            _advance_together(stage, stride, network.steps, batch, spikes, watch)
+        else:
+            _advance_in_turn(stage, stride, network.steps, batch, spikes, watch)
+        for layer in stage:
+            layer.finish(out)
+    return out
+
+
+def _advance_in_turn(
+    stage: list[Layer], stride: int, steps: int, batch: int, sent: dict[str, np.ndarray], watch: Watch | None
+) -> None:
+    """Take all steps of the populations of a stage, ``stride`` steps of each one at a time."""
+    for first in range(0, steps, stride):
+        last = min(first + stride, steps)
+        for layer in stage:
             started = time.perf_counter()
-            layer.advance(first, last, batch, spikes)
+            layer.advance(first, last, batch, sent)
             if watch:
                 watch(layer, first, last, time.perf_counter() - started)
-            if last == network.steps:
-                layer.finish(out)
-    return out
+
+
+def _take_turns_compiled(stage: list[Layer], stride: int, batch: int) -> bool:
+    """Whether a cycle can run in calls of the kernel: nothing in it is summed by NumPy, nor better cut into parts."""
+    names = {layer.population.name for layer in stage}
+    if any(not layer.synapses.compiled for layer in stage):
+        return False
+    if any(p.connection.source in names for layer in stage for p in layer.sums.by_numpy):
+        return False
+    return batch >= threads.count() or not any(layer.worth_threads(0, stride, batch) for layer in stage)
+
+
+def _advance_together(
+    stage: list[Layer], stride: int, steps: int, batch: int, sent: dict[str, np.ndarray], watch: Watch | None
+) -> None:
+    """As :func:`_advance_in_turn`, but the turns are taken in the kernel; threads share the samples."""
+    started = time.perf_counter()
+    row_bytes = sum(layer.synapses.bytes_per_row for layer in stage if layer.sums.buffered)
+    rows = CALL_WORK // sum(layer.synapses.work for layer in stage)
+    rows = min(rows, CACHE_BYTES // row_bytes) if row_bytes else rows
+    n_samples = max(1, min(batch, rows))
+    n_steps = max(1, min(steps, rows // n_samples))
+    n = threads.count() if any(layer.worth_threads(0, steps, batch) for layer in stage) else 1
+    if n > 1:
+        n_samples = min(n_samples, -(-batch // (n * PIECES)))
+    for layer in stage:
+        layer.start(batch)
+
+    given_up = threading.Event()  # Ctrl-C reaches the main thread only
+
+    def run(samples: slice) -> list[kernels.Done]:
+        total = [kernels.Done(0, 0, 0, 0)] * len(stage)
+        for first in range(0, steps, n_steps):
+            if given_up.is_set():
+                break
+            block = _Block(slice(first, min(first + n_steps, steps)), samples, None)
+            done = kernels.run([layer.prepared(sent, block) for layer in stage], stride)
+            total = [kernels.Done(*map(sum, zip(*both, strict=True))) for both in zip(total, done, strict=True)]
+        return total
+
+    work = [slice(first, min(first + n_samples, batch)) for first in range(0, batch, n_samples)]
+    pool = threads.pool() if len(work) > 1 and n > 1 else None
+    spent = [0] * len(stage)
+    try:
+        for done in (pool.map if pool else map)(run, work):
+            for i, (layer, counted) in enumerate(zip(stage, done, strict=True)):
+                layer.count(counted)
+                spent[i] += counted.nanoseconds
+    finally:
+        given_up.set()
+    if watch:
+        seconds = time.perf_counter() - started
+        for layer, part in zip(stage, spent, strict=True):
+            watch(layer, 0, steps, seconds * part / (sum(spent) or 1) if len(stage) > 1 else seconds)
 
 
 _plans: dict[tuple[int, int], list[Synapses]] = {}
@@ -104,54 +173,68 @@ class Layer:
         self.trace = Trace.empty(steps, batch, population.shape) if traced else None
         self.wraps = self.saturations = self.products = 0
 
-    def advance(self, first: int, last: int, batch: int, sent: dict[str, np.ndarray]) -> None:
-        """Take the steps ``first`` to ``last - 1`` of all samples."""
+    def start(self, batch: int) -> None:
+        """Make the state, if that has not been done."""
         if self.state is None:
             layout = self.synapses.layout if self.synapses.compiled else None
             self.state = State.at_rest(self.population, batch, layout, keep_u=self.trace is not None)
 
-        def run(blocks: list[_Block]) -> list[Events]:
+    def advance(self, first: int, last: int, batch: int, sent: dict[str, np.ndarray]) -> None:
+        """Take the steps ``first`` to ``last - 1`` of all samples."""
+        self.start(batch)
+
+        def run(blocks: list[_Block]) -> list[Events | kernels.Done]:
             return [self._block(sent, block) for block in blocks]
 
-        n = threads.count() if self._worth_threads(first, last, batch) else 1
+        n = threads.count() if self.worth_threads(first, last, batch) else 1
         work = self._blocks(first, last, batch, n)
         pool = threads.pool() if len(work) > 1 and n > 1 else None
         for events in chain.from_iterable((pool.map if pool else map)(run, work)):
-            self.wraps += events.wraps
-            self.saturations += events.saturations
-            self.products += events.products
+            self.count(events)
 
-    def _block(self, sent: dict[str, np.ndarray], block: _Block) -> Events:
+    def count(self, events: Events | kernels.Done) -> None:
+        """Add up what a block counted."""
+        self.wraps += events.wraps
+        self.saturations += events.saturations
+        self.products += events.products
+
+    def _block(self, sent: dict[str, np.ndarray], block: _Block) -> Events | kernels.Done:
+        if self.synapses.compiled:
+            return kernels.run([self.prepared(sent, block)])[0]
+        assert self.state is not None
+        steps, samples, _ = block
+        drive = self.sums.drive(sent, steps, samples)
+        assert drive is not None
+        trace = self.trace.of(steps, samples) if self.trace else None
+        return run_neurons(self.population, drive, self.state.of(samples), self.spikes[steps, samples], trace)
+
+    def prepared(self, sent: dict[str, np.ndarray], block: _Block) -> kernels.Prepared:
+        """A block, ready for the kernel."""
         assert self.state is not None
         steps, samples, part = block
-        state, spikes = self.state.of(samples), self.spikes[steps, samples]
+        state = self.state.of(samples)
         trace = self.trace.of(steps, samples) if self.trace else None
-        drive = self.sums.drive(sent, steps, samples)
-        if not self.synapses.compiled:
-            assert drive is not None
-            return run_neurons(self.population, drive, state, spikes, trace)
-        done = kernels.layer_steps(
+        return kernels.prepare(
             self.population,
             self.synapses.layout,
             (steps.stop - steps.start, samples.stop - samples.start),
             self.sums.arriving(sent, steps, samples),
-            drive,
+            self.sums.drive(sent, steps, samples),
             state.u,
             state.v,
             self.synapses.bias,
-            spikes if self.population.spikes else None,
+            self.spikes[steps, samples] if self.population.spikes else None,
             (trace.current, trace.u, trace.v) if trace else None,
             part,
             self.synapses.may_wrap,
         )
-        return Events(done.wraps, done.saturations, done.products)
 
     def take_products(self) -> int:
         """Images summed as products since the last call."""
         taken, self.products = self.products, 0
         return taken
 
-    def _worth_threads(self, first: int, last: int, batch: int) -> bool:
+    def worth_threads(self, first: int, last: int, batch: int) -> bool:
         """NumPy has threads of its own; a few small steps are done before another thread wakes up."""
         return self.synapses.compiled and self.population.size * (last - first) * batch >= THREAD_UPDATES
 

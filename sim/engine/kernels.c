@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #if !defined(__GNUC__)
 #error "the kernels use the vector extensions of GCC and Clang; without them lapilli computes with NumPy"
@@ -67,8 +68,20 @@ typedef struct {
     int64_t pixels, targets, block;
     int64_t first_pixel, last_pixel, first_block, last_block;
     int64_t keep_u, keep_v, threshold, zero, amount, limit, may_wrap;
-    int64_t wraps, saturations, products;
+    int64_t wraps, saturations, products, nanoseconds;
+    int64_t together; /* made by the kernel, as is all below: images that are worked off together */
+    uint32_t *rows;
+    int32_t *drive;
+    uint8_t *fired;
 } Layer;
+
+/* Which of several layers the time goes into; of a single one, the caller knows. */
+static int64_t nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -120,11 +133,12 @@ static int best_level(void)
     return PORTABLE;
 }
 
-/* Read `n` integers of the call; 0 and a Python exception where that fails. */
-static int integers(PyObject *const *args, Py_ssize_t n, int64_t *values)
+/* Read `n` integers of a tuple, from `first` on; 0 and a Python exception where that fails. */
+static int integers(PyObject *tuple, Py_ssize_t first, Py_ssize_t n, int64_t *values)
 {
     for (Py_ssize_t i = 0; i < n; i++) {
-        values[i] = PyLong_AsLongLong(args[i]);
+        PyObject *value = PyTuple_GetItem(tuple, first + i);
+        values[i] = value ? PyLong_AsLongLong(value) : -1;
         if (values[i] == -1 && PyErr_Occurred()) return 0;
     }
     return 1;
@@ -139,48 +153,107 @@ static int checked_level(int64_t level)
 
 enum { LAYER_FIELDS = 31, SOURCE_FIELDS = 14 };
 
-static PyObject *layer_steps(PyObject *self, PyObject *const *args, Py_ssize_t given)
+/* A layer as kernels.py describes it; 0 and a Python exception where that fails: then too, free_layer() is due. */
+static int read_layer(PyObject *given, Layer *l)
 {
-    (void)self;
-    int64_t a[1 + LAYER_FIELDS];
-    if (given < 1 + LAYER_FIELDS || (given - 1 - LAYER_FIELDS) % SOURCE_FIELDS) {
-        PyErr_Format(PyExc_TypeError, "this kernel does not take %zd integers", given);
-        return NULL;
+    int64_t a[LAYER_FIELDS], s[SOURCE_FIELDS];
+    const Py_ssize_t size = PyTuple_Size(given);
+    if (size < 0) return 0;
+    if (size < LAYER_FIELDS || (size - LAYER_FIELDS) % SOURCE_FIELDS) {
+        PyErr_Format(PyExc_TypeError, "this kernel does not take %zd integers", size);
+        return 0;
     }
-    if (!integers(args, 1 + LAYER_FIELDS, a) || !checked_level(a[0])) return NULL;
-    const Py_ssize_t n = (given - 1 - LAYER_FIELDS) / SOURCE_FIELDS;
-    Source *sources = malloc((size_t)(n + 1) * sizeof *sources);
-    if (!sources) return PyErr_NoMemory();
+    if (!integers(given, 0, LAYER_FIELDS, a)) return 0;
+    const Py_ssize_t n = (size - LAYER_FIELDS) / SOURCE_FIELDS;
+    Source *sources = calloc((size_t)(n + 1), sizeof *sources);
+    if (!sources) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    *l = (Layer){
+        sources, n, (const int32_t *)(intptr_t)a[0], a[1], a[2], (int32_t *)(intptr_t)a[3], (int32_t *)(intptr_t)a[4],
+        (const int32_t *)(intptr_t)a[5], a[6], (uint8_t *)(intptr_t)a[7], a[8], a[9], (int64_t *)(intptr_t)a[10],
+        (int64_t *)(intptr_t)a[11], (int64_t *)(intptr_t)a[12], a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20],
+        a[21], a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], 0, 0, 0, 0, 0, NULL, NULL, NULL,
+    };
     for (Py_ssize_t i = 0; i < n; i++) {
-        int64_t s[SOURCE_FIELDS];
-        if (!integers(args + 1 + LAYER_FIELDS + i * SOURCE_FIELDS, SOURCE_FIELDS, s)) {
-            free(sources);
-            return NULL;
-        }
+        if (!integers(given, LAYER_FIELDS + i * SOURCE_FIELDS, SOURCE_FIELDS, s)) return 0;
         sources[i] = (Source){
             (const uint8_t *)(intptr_t)s[0], s[1], s[2], s[3], s[4], s[5], (const int32_t *)(intptr_t)s[6], s[7],
             (const uint8_t *)(intptr_t)s[8], s[9], (const int32_t *)(intptr_t)s[10], s[11],
             (const int8_t *)(intptr_t)s[12], s[13], NULL, NULL, NULL, 0, NULL, NULL,
         };
     }
-    Layer l = {
-        sources, n, (const int32_t *)(intptr_t)a[1], a[2], a[3], (int32_t *)(intptr_t)a[4], (int32_t *)(intptr_t)a[5],
-        (const int32_t *)(intptr_t)a[6], a[7], (uint8_t *)(intptr_t)a[8], a[9], a[10], (int64_t *)(intptr_t)a[11],
-        (int64_t *)(intptr_t)a[12], (int64_t *)(intptr_t)a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20], a[21],
-        a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], a[31], 0, 0, 0,
-    };
-    int done;
-    Py_BEGIN_ALLOW_THREADS
-    switch (a[0]) {
-#if defined(__x86_64__)
-    case AVX512: done = layer_steps_avx512(&l); break;
-    case AVX2: done = layer_steps_avx2(&l); break;
-#endif
-    default: done = layer_steps_portable(&l);
+    return 1;
+}
+
+static void free_layer(Layer *l)
+{
+    for (int64_t i = 0; l->sources && i < l->n_sources; i++) {
+        free(l->sources[i].lists);
+        free(l->sources[i].counts);
+        free(l->sources[i].bits);
+        free(l->sources[i].bytes);
+        free(l->sources[i].dense);
     }
-    Py_END_ALLOW_THREADS
-    free(sources);
-    return done ? Py_BuildValue("LLL", (long long)l.wraps, (long long)l.saturations, (long long)l.products) : PyErr_NoMemory();
+    free(l->sources);
+    free(l->rows);
+    free(l->drive);
+    free(l->fired);
+}
+
+/* What every layer counted, as a list of tuples; NULL and a Python exception where that fails. */
+static PyObject *counted(const Layer *layers, Py_ssize_t n)
+{
+    PyObject *all = PyList_New(n);
+    for (Py_ssize_t i = 0; all && i < n; i++) {
+        const Layer *l = layers + i;
+        PyObject *one = Py_BuildValue("LLLL", (long long)l->wraps, (long long)l->saturations, (long long)l->products,
+                                      (long long)l->nanoseconds);
+        if (!one || PyList_SetItem(all, i, one) < 0) { /* which takes `one` over even where it fails */
+            Py_DECREF(all);
+            all = NULL;
+        }
+    }
+    return all;
+}
+
+/* layer_steps(level, stride, layer, ...): layers that hear each other take their steps in turns of `stride`. */
+static PyObject *layer_steps(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int64_t a[2]; /* level, stride */
+    const Py_ssize_t n = PyTuple_Size(args) - 2;
+    if (n < 1) {
+        PyErr_SetString(PyExc_TypeError, "this kernel takes a level, a stride and layers");
+        return NULL;
+    }
+    if (!integers(args, 0, 2, a) || !checked_level(a[0])) return NULL;
+    Layer *layers = calloc((size_t)n, sizeof *layers);
+    if (!layers) return PyErr_NoMemory();
+    PyObject *result = NULL;
+    int good = 1;
+    for (Py_ssize_t i = 0; good && i < n; i++) good = read_layer(PyTuple_GetItem(args, 2 + i), layers + i);
+    if (good && a[1] < 1) {
+        PyErr_SetString(PyExc_ValueError, "this kernel takes at least one step at a time");
+        good = 0;
+    }
+    if (good) {
+        int done;
+        Py_BEGIN_ALLOW_THREADS
+        switch (a[0]) {
+#if defined(__x86_64__)
+        case AVX512: done = layer_steps_avx512(layers, n, a[1]); break;
+        case AVX2: done = layer_steps_avx2(layers, n, a[1]); break;
+#endif
+        default: done = layer_steps_portable(layers, n, a[1]);
+        }
+        Py_END_ALLOW_THREADS
+        result = done ? counted(layers, n) : PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < n; i++) free_layer(layers + i);
+    free(layers);
+    return result;
 }
 
 static PyObject *level(PyObject *self, PyObject *ignored)
@@ -191,7 +264,7 @@ static PyObject *level(PyObject *self, PyObject *ignored)
 }
 
 static PyMethodDef methods[] = {
-    {"layer_steps", (PyCFunction)(void (*)(void))layer_steps, METH_FASTCALL, NULL},
+    {"layer_steps", layer_steps, METH_VARARGS, NULL},
     {"level", level, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -204,7 +277,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__kernels(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "INTERFACE", 3) < 0) { /* as in kernels.py */
+    if (made && PyModule_AddIntConstant(made, "INTERFACE", 4) < 0) { /* as in kernels.py */
         Py_DECREF(made);
         return NULL;
     }

@@ -30,7 +30,7 @@ PATHS = ("auto", "events", "products")  # of synapse sums; all give the same bit
 PRODUCTS_FROM = {"avx512": (0.40, 0.52)}
 
 
-INTERFACE = 3  # of kernels.c, as it was when it was built
+INTERFACE = 4  # of kernels.c, as it was when it was built
 
 
 def _load() -> Any:
@@ -118,6 +118,25 @@ class Done(NamedTuple):
     wraps: int
     saturations: int
     products: int  # images of all connections that were summed as products, not by events
+    nanoseconds: int  # of one layer among several; 0 where it ran alone
+
+
+class Prepared(NamedTuple):
+    """A block of neurons whose arguments have been checked, ready to run.
+
+    Attributes
+    ----------
+    window : (int, int)
+        Steps and samples.
+    values : tuple of int
+        What ``kernels.c`` takes: addresses, sizes, strides.
+    arrays : sequence
+        Those that the addresses point into, kept alive.
+    """
+
+    window: tuple[int, int]
+    values: tuple[int, ...]
+    arrays: Sequence[object]
 
 
 def products_from(packed: Rows, layout: Layout, path: str) -> int:
@@ -130,7 +149,7 @@ def products_from(packed: Rows, layout: Layout, path: str) -> int:
     return math.ceil(limits[layout.block > LANES] * packed.channels * packed.pixels_in)
 
 
-def layer_steps(
+def prepare(
     population: Population,
     layout: Layout,
     window: tuple[int, int],
@@ -144,8 +163,8 @@ def layer_steps(
     part: Part | None = None,
     may_wrap: bool = True,
     forced: str | None = None,
-) -> Done:
-    """Take all steps of a block of neurons, synapse sums included.
+) -> Prepared:
+    """Make a block of neurons, synapse sums included, ready for :func:`run`.
 
     Parameters
     ----------
@@ -209,12 +228,9 @@ def layer_steps(
             sources += [_address(packed.to), packed.weight.shape[2], 0, 0]
         else:
             sources += [0, 0, _address(packed.factors), products_from(packed, at, forced or path)]
-    if not steps * samples:
-        return Done(0, 0, 0)
-    counted = _compiled.layer_steps(
-        level,
+    values = (
         0 if extra is None else _address(extra),
-        *(s // 4 for s in extra.strides[:2]) if extra is not None else (0, 0),
+        *((s // 4 for s in extra.strides[:2]) if extra is not None else (0, 0)),
         0 if u is None else _address(u),
         _address(v),
         _address(bias),
@@ -239,7 +255,22 @@ def layer_steps(
         int(may_wrap),
         *sources,
     )
-    return Done(*counted)
+    return Prepared(window, values, (extra, u, v, bias, spikes, traces, arriving))
+
+
+def run(layers: Sequence[Prepared], stride: int | None = None) -> list[Done]:
+    """Take all steps of the layers in turns, ``stride`` steps of each one at a time; what each of them counted.
+
+    ``stride`` (all steps unless given) must not exceed the delay of a connection from a layer to itself or to one
+    before it: then the turns so far have written every spike that a turn reads.
+    """
+    steps, samples = layers[0].window
+    assert all(layer.window == (steps, samples) for layer in layers)
+    assert stride is None or stride > 0
+    if not steps * samples:
+        return [Done(0, 0, 0, 0)] * len(layers)
+    together = min(stride or steps, steps)
+    return [Done(*each) for each in _compiled.layer_steps(level, together, *(layer.values for layer in layers))]
 
 
 def _address(a: npt.NDArray[Any]) -> int:

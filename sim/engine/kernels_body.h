@@ -650,10 +650,10 @@ TARGET static int NAME(is_one_to_one)(const Layer *a, const Source *s)
     return 1;
 }
 
-/* All images of the block; a sample's steps one after another. 0 where memory ran out. */
-TARGET static int NAME(layer_steps)(Layer *a)
+/* Room for what a call lists and sums, `steps` at a time. 0 where memory ran out: then too, free_layer() is due. */
+TARGET static int NAME(make_room)(Layer *a, int64_t steps)
 {
-    const int64_t images = a->steps * a->samples, block = a->block, single = a->pixels == 1, span = PIXELS(block);
+    const int64_t images = steps * a->samples, values = PIXELS(a->block) * a->block;
     int64_t bytes = 1, most_rows = 0;
     for (int64_t i = 0; i < a->n_sources; i++) {
         const Source *s = a->sources + i;
@@ -662,10 +662,11 @@ TARGET static int NAME(layer_steps)(Layer *a)
     }
     int64_t together = LIST_BYTES / bytes;
     together = together < 1 ? 1 : together > images ? images : together;
-    uint32_t *rows = malloc((size_t)(most_rows + SPARE) * sizeof *rows);
-    int32_t *drive = malloc((size_t)(span * block) * sizeof *drive);
-    uint8_t *spikes = malloc((size_t)(span * block));
-    int done = rows && drive && spikes;
+    a->together = together;
+    a->rows = malloc((size_t)(most_rows + SPARE) * sizeof *a->rows);
+    a->drive = malloc((size_t)values * sizeof *a->drive);
+    a->fired = malloc((size_t)values);
+    int done = a->rows && a->drive && a->fired;
     for (int64_t i = 0; i < a->n_sources; i++) {
         Source *s = a->sources + i;
         s->lists = malloc((size_t)(together * (s->channels + SPARE) * (s->pixels_in + 1)) * sizeof *s->lists);
@@ -676,37 +677,50 @@ TARGET static int NAME(layer_steps)(Layer *a)
         s->dense = malloc((size_t)together);
         done = done && s->lists && s->counts && s->bits && s->dense && (s->bytes || !s->factors);
     }
-    for (int64_t first = 0; done && first < images; first += together) {
-        const int64_t last = images - first < together ? images : first + together;
-        for (int64_t i = first; i < last; i++) NAME(list_image)(a, i - first, i / a->steps, i % a->steps);
+    return done;
+}
+
+/* The steps from `start` up to `stop` of all samples, sample by sample. */
+TARGET static void NAME(advance)(Layer *a, int64_t start, int64_t stop)
+{
+    const int64_t steps = stop - start, images = steps * a->samples, single = a->pixels == 1, span = PIXELS(a->block);
+    for (int64_t first = 0; first < images; first += a->together) {
+        const int64_t last = images - first < a->together ? images : first + a->together;
+        for (int64_t i = first; i < last; i++) NAME(list_image)(a, i - first, i / steps, start + i % steps);
         for (int64_t b = a->first_block; b < a->last_block; b++) { /* weights of one block stay in the cache */
             for (int64_t i = first; i < last;) {
-                NAME(Tile) tile = {i / a->steps, i % a->steps, 0, 1, i - first};
+                NAME(Tile) tile = {i / steps, start + i % steps, 0, 1, i - first};
                 if (single) {
-                    tile.rows = a->steps - tile.step < last - i ? a->steps - tile.step : last - i;
+                    tile.rows = stop - tile.step < last - i ? stop - tile.step : last - i;
                     tile.rows = tile.rows < span ? tile.rows : span;
-                    NAME(run_tile)(a, &tile, b, rows, drive, spikes);
+                    NAME(run_tile)(a, &tile, b, a->rows, a->drive, a->fired);
                     i += tile.rows;
                     continue;
                 }
                 for (int64_t p = a->first_pixel; p < a->last_pixel; p += span) {
                     tile.pixel = p;
                     tile.rows = a->last_pixel - p < span ? a->last_pixel - p : span;
-                    NAME(run_tile)(a, &tile, b, rows, drive, spikes);
+                    NAME(run_tile)(a, &tile, b, a->rows, a->drive, a->fired);
                 }
                 i++;
             }
         }
     }
-    for (int64_t i = 0; i < a->n_sources; i++) {
-        free(a->sources[i].lists);
-        free(a->sources[i].counts);
-        free(a->sources[i].bits);
-        free(a->sources[i].bytes);
-        free(a->sources[i].dense);
-    }
-    free(rows);
-    free(drive);
-    free(spikes);
+}
+
+/* Layers that hear each other, in turns of `stride` steps; 0 where memory ran out. */
+TARGET static int NAME(layer_steps)(Layer *layers, int64_t n, int64_t stride)
+{
+    int done = 1;
+    for (int64_t i = 0; i < n; i++) done = NAME(make_room)(layers + i, stride) && done;
+    int64_t before = n > 1 ? nanoseconds() : 0;
+    for (int64_t step = 0; done && step < layers->steps; step += stride)
+        for (int64_t i = 0; i < n; i++) {
+            NAME(advance)(layers + i, step, layers->steps - step < stride ? layers->steps : step + stride);
+            if (n == 1) continue;
+            const int64_t now = nanoseconds();
+            layers[i].nanoseconds += now - before;
+            before = now;
+        }
     return done;
 }

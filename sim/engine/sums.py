@@ -28,6 +28,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Sums: TypeAlias = Callable[[Array], Array]  # [t, b, *source] to [t, b, *target]
 
 FLOAT32_EXACT = 2**24  # every integer up to this magnitude is a float32
+NEURON_WORK, STEP_WORK = 32, 2**13  # additions of a weight in the time of a neuron's step, of a step without neurons
 FLOAT64_EXACT = 2**52  # every integer up to this magnitude is a float64, and so is its sum with any u or v
 
 
@@ -67,6 +68,8 @@ class Synapses:
         The narrowest in which NumPy's sums, over all connections together, are exact.
     bytes_per_row : int
         Memory that one sample at one step needs in NumPy; 0 where the kernel does everything.
+    work : int
+        Time that the kernel can need at most for one sample at one step, in additions of one weight.
     """
 
     def __init__(self, network: Network, population: Population):
@@ -86,6 +89,8 @@ class Synapses:
         if not self.compiled or buffers:
             buffers += population.size * (4 if self.compiled else 2 * self.dtype.itemsize + 8)
         self.bytes_per_row = buffers
+        weights = sum(p.packed.weight.size for p in self.prepared if p.packed)
+        self.work = self.layout.pixels * weights + NEURON_WORK * population.size + STEP_WORK
 
 
 def _arranged_bias(population: Population, layout: Layout) -> npt.NDArray[np.int32]:
