@@ -680,8 +680,9 @@ TARGET static int NAME(make_room)(Layer *a, int64_t steps)
     return done;
 }
 
-/* The steps from `start` up to `stop` of all samples, sample by sample. */
-TARGET static void NAME(advance)(Layer *a, int64_t start, int64_t stop)
+/* The steps from `start` up to `stop` of all samples, sample by sample. Inlined into the turns, its loops are some 5 %
+ * slower (GCC, measured). */
+TARGET static __attribute__((noinline)) void NAME(advance)(Layer *a, int64_t start, int64_t stop)
 {
     const int64_t steps = stop - start, images = steps * a->samples, single = a->pixels == 1, span = PIXELS(a->block);
     for (int64_t first = 0; first < images; first += a->together) {
