@@ -487,15 +487,21 @@ class Network:
         return tuple(p for stage in self.stages for p in stage)
 
     @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """Of each of the :attr:`stages`: steps that a population can take before it needs its own or a later spike."""
+
+        def stride(stage: tuple[Population, ...]) -> int:
+            place = {p.name: i for i, p in enumerate(stage)}
+            inside = (c for c in self.connections if c.target in place)
+            back = (c.delay for c in inside if place.get(c.source, -1) >= place[c.target])
+            return min(back, default=self.steps)
+
+        return tuple(stride(stage) for stage in self.stages)
+
+    @cached_property
     def steps_at_once(self) -> int:
         """Steps that a population can take before it needs a spike of itself or of one later in :attr:`flow`."""
-        return min((self.stride(stage) for stage in self.stages), default=self.steps)
-
-    def stride(self, stage: tuple[Population, ...]) -> int:
-        """Steps that a population of a stage can take before it needs a spike of itself or of one later there."""
-        place = {p.name: i for i, p in enumerate(stage)}
-        back = (c.delay for c in self.connections if c.target in place and place.get(c.source, -1) >= place[c.target])
-        return min(back, default=self.steps)
+        return min(self.strides, default=self.steps)
 
     def population(self, name: str) -> Population:
         """The population of that name.

@@ -190,7 +190,7 @@ def test_stages_are_the_cycles_in_the_order_in_which_spikes_flow():
 
     net = connected("-a0", "aa3", "ab0", "bc2", "cb4", "cd5", "de0", "be1")
     assert [[p.name for p in stage] for stage in net.stages] == [["a"], ["c", "b"], ["d"], ["e"]]
-    assert [net.stride(stage) for stage in net.stages] == [3, 2, net.steps, net.steps]
+    assert net.strides == (3, 2, net.steps, net.steps)
     assert net.steps_at_once == 2
     assert [p.name for p in net.flow] == [*"acbde"]
     net = connected("-b0", "be0", "ec0", "cb6", "-d0", "da0", "ad1")

@@ -53,8 +53,8 @@ def fast(network: Network, x: IntArray, trace: Collection[str] = (), watch: Watc
     spikes = {layer.population.name: layer.spikes for layer in layers}
     waiting = iter(layers)
     out = Recording()
-    for populations in network.stages:
-        stage, stride = [*islice(waiting, len(populations))], network.stride(populations)
+    for populations, stride in zip(network.stages, network.strides, strict=True):
+        stage = [*islice(waiting, len(populations))]
         if stride < network.steps and _take_turns_compiled(stage, stride, batch):
             _advance_together(stage, stride, network.steps, batch, spikes, watch)
         else:
