@@ -82,7 +82,7 @@ def test_blocks_of_any_size_give_the_same_bits(case, size):
 def test_every_bit_of_cycles_with_any_threads_and_calls_of_any_length(case, trace, n_threads, work, cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAPILLI_THREADS", str(n_threads))
-        patch.setattr(batched, "THREAD_UPDATES", 0)
+        patch.setattr(batched, "THREAD_WORK", 0)
         patch.setattr(batched, "CALL_WORK", work)
         patch.setattr(batched, "CACHE_BYTES", cache)
         assert_same(*case, trace=trace)
@@ -235,7 +235,7 @@ def test_a_cycle_is_one_call_of_the_kernel_and_what_follows_is_another(monkeypat
 def test_a_cycle_whose_neurons_are_cut_into_parts_is_stepped(monkeypatch):
     """One sample, two threads and many neurons: every step is shared, which one call cannot do."""
     monkeypatch.setenv("LAPILLI_THREADS", "2")
-    monkeypatch.setattr(batched, "THREAD_UPDATES", 100)
+    monkeypatch.setattr(batched, "THREAD_WORK", 100)
     used, original = [], batched._advance_in_turn
     monkeypatch.setattr(batched, "_advance_in_turn", lambda *a: (used.append(a[1]), original(*a))[1])
     assert_same(ring((600, 20), steps=9, delay=3), np.ones((1, 30), np.int64), trace=False)

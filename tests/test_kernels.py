@@ -267,7 +267,7 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch, n_threads, batch
     used = set()
     original = kernels.run
     monkeypatch.setenv("LAPILLI_THREADS", str(n_threads))
-    monkeypatch.setattr(batched, "THREAD_UPDATES", 0)
+    monkeypatch.setattr(batched, "THREAD_WORK", 0)
     monkeypatch.setattr(kernels, "run", lambda *a: (used.add(threading.get_ident()), original(*a))[1])
     network, x = mlp() if make == "mlp" else cnn()
     x = x[:, :batch]
