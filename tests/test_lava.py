@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -399,11 +400,12 @@ def test_nothing_is_left_behind_when_the_caller_ends(how, tag):
         env=environment,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     try:
         assert wait_until(lambda: alive(tag), 60)
         caller.send_signal(how)
-        caller.wait(60)
+        caller.wait(20)
         assert wait_until(lambda: not alive(tag))
     finally:
         caller.kill()

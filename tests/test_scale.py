@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import distributed
 import numpy as np
@@ -184,7 +185,14 @@ def test_ctrl_c_leaves_results_and_no_process(network, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.zeros((200_000, 1, 8, 8), np.uint8))
     command = [sys.executable, "-m", "lapilli", "sim", "net.onnx", "data.npz", "--engine", "reference"]
     command += ["--jobs", "2", "--out", "out"]
-    started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    started = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob("part-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.02)
