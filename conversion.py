@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import FileFormatError, RecipeError, UnsupportedError
 from .network import Network
 from .recipe import Recipe
-from .whole_file import written_whole
+from .whole_file import write_texts
 
 if TYPE_CHECKING:
     from .export.bit_search import MixedPrecision
@@ -180,16 +180,4 @@ def save_figures(made: Converted, folder: Path) -> list[Path]:
     from .export.quantization_plots import plot, plot_search
 
     drawn = {"report.svg": made.report and plot(made.report), "search.svg": made.search and plot_search(made.search)}
-    written = []
-    for name, svg in drawn.items():
-        if svg is None:
-            continue
-        path = folder / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as temporary:
-                temporary.write_text(svg, encoding="utf-8")
-        except OSError as error:
-            raise FileFormatError(f"{path}: cannot write ({error.strerror}); choose another folder") from None
-        written.append(path)
-    return written
+    return write_texts(folder, [(name, svg) for name, svg in drawn.items() if svg is not None])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import FileFormatError
 
 
 @contextmanager
@@ -25,3 +27,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_texts(folder: Path, texts: Iterable[tuple[str, str]]) -> list[Path]:
+    """Write files, given by name and text, into a folder, which is made; returns their paths.
+
+    Raises
+    ------
+    FileFormatError
+        If one cannot be written.
+    """
+    written = []
+    for name, text in texts:
+        path = folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise FileFormatError(f"{path}: cannot write ({error.strerror or error}); choose another folder") from None
+        written.append(path)
+    return written

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileFormatError
-from ..whole_file import written_whole
+from ..whole_file import write_texts
 from .running import Result
 
 if TYPE_CHECKING:
@@ -158,13 +157,4 @@ def write(results: Sequence[Result], folder: Path) -> list[Path]:
         ("sweep.json", json.dumps(document(results), indent=2, allow_nan=False) + "\n"),
         ("sweep.svg", draw(results)),
     )
-    written = []
-    for name, text in texts:
-        path = folder / name
-        try:
-            with written_whole(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise FileFormatError(f"{path}: cannot be written ({error.strerror or error})") from None
-        written.append(path)
-    return written
+    return write_texts(folder, texts)
