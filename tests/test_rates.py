@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lapilli.errors import RecipeError
@@ -37,6 +37,7 @@ def neuron(kind: str, steps: int, threshold: float, alpha: float, reset: Any) ->
     alpha=st.sampled_from([0.25, 0.5, 1.0]),
     current=st.lists(st.integers(-200, 400), min_size=1, max_size=8),
 )
+@example("if", "subtract", 12, 17, 0.5, [17])  # 12 x 17/8 is exactly (2 - 1 + 0.5) x 17
 def test_the_rate_of_a_constant_current_is_that_of_its_spikes(
     kind: str, reset: str, steps: int, threshold: int, alpha: float, current: list[int]
 ) -> None:

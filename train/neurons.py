@@ -241,7 +241,8 @@ class IFNeuron(Neuron):
         if self.reset != "subtract":
             return super().mean_sent(current)
         levels = cast("int", self.levels)
-        spikes = (current * (levels / self.threshold.detach())).add_(1 - self.alpha).floor_().clamp_(0, levels)
+        # Divided last: the reciprocal of th would round, and lose the spike of a current that meets th exactly.
+        spikes = (current * levels).div_(self.threshold.detach()).add_(1 - self.alpha).floor_().clamp_(0, levels)
         return spikes.mul_(self.amplitude / levels)
 
     def region(self, mean: Tensor) -> Tensor:
