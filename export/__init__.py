@@ -101,14 +101,15 @@ def load(path: str | Path, **options: Any) -> Network:
         If no reader exists for the suffix, an option does not belong to the format, or the file asks for something
         that cannot be represented.
     """
-    if "." not in str(path) and "/" not in str(path):
+    name = str(path)
+    if "." not in name and "/" not in name:
         trained = trained_networks()
-        if path not in trained:
+        if name not in trained:
             raise UnsupportedError(
-                f"network {str(path)!r}: no trained network has that name; lapilli ships {', '.join(trained)}; or give "
+                f"network {name!r}: no trained network has that name; lapilli ships {', '.join(trained)}; or give "
                 f"the path of a file ending in {', '.join(_READERS)}"
             )
-        path = trained[str(path)]
+        path = trained[name]
     return _call(_READERS, "read", path, (path,), options)
 
 

@@ -1,6 +1,7 @@
 """Networks that come with lapilli: small, with provenance, and as accurate as they say."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_digits_is_as_accurate_as_it_says():
 def test_the_list_and_unknown_names():
     listed = {entry["name"]: entry for entry in shipped_networks()}
     assert list(listed) == list(trained_networks())
-    assert listed["digits"]["sha256"] == lapilli.load("digits").digest()
+    assert listed["digits"]["sha256"] == lapilli.load("digits").digest() == lapilli.load(Path("digits")).digest()
     with pytest.raises(
         UnsupportedError, match=r"network 'digit': no trained network has that name; lapilli ships .*digits"
     ):
