@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lapilli.errors import DataError, DescriptionError, FileFormatError, UnsupportedError
 from lapilli.export.lowering import lower
 from lapilli.export.quantization import QuantizeConfig, quantize_with_latent
 from lapilli.network import INPUT, Connection, Dense, Input, Network, Population, Readout
 from lapilli.recording import decide, scores
+from lapilli.sim.engine.batched import fast
 from lapilli.sim.reference import reference
 from lapilli.train.bit_true import BitTrueNetwork
 from lapilli.train.config import BitTrueConfig, DataConfig, NetworkConfig, TrainConfig
 from lapilli.train.data import load
+from lapilli.train.executor import outcome, tells_means
 from lapilli.train.loop import evaluate, fit
 from lapilli.train.model import build
 from strategies import networks, networks_with_input
@@ -78,6 +81,74 @@ def test_after_training_steps_the_module_is_its_description(case):
     np.testing.assert_array_equal(logits.argmax(1), decide(exact))
     order = np.argsort(exact, axis=1, kind="stable")
     np.testing.assert_array_equal(order, np.argsort(logits, axis=1, kind="stable"))
+
+
+def gradients(model, x):
+    """Logits and all gradients of one batch, and how often the model's executor was asked."""
+    asked = []
+    executor = model.executor
+    if executor is not None:
+        model.executor = lambda *given: asked.append(1) or executor(*given)
+    logits = model(torch.tensor(x))
+    torch.nn.functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64)).backward()
+    return logits.detach(), {n: p.grad for n, p in model.named_parameters()}, len(asked)
+
+
+def assert_same_training(network, x, executor, asked):
+    logits, plain, _ = gradients(BitTrueNetwork(network), x)
+    same, other, calls = gradients(BitTrueNetwork(network, executor=executor), x)
+    assert calls == asked
+    assert torch.equal(logits, same)
+    for name, grad in plain.items():
+        assert (grad is None) == (other[name] is None)
+        assert grad is None or torch.equal(grad, other[name]), name
+
+
+@settings(max_examples=30, deadline=None)
+@given(networks_with_input(delays=True, wild=True), st.sampled_from((fast, reference)))
+def test_an_executor_in_the_forward_pass_changes_no_bit_of_the_gradients(case, executor):
+    network, x = case
+    assert_same_training(network, x, executor, int(tells_means(network)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks_with_input(delays=True, wild=True), st.data())
+def test_an_executor_tells_means_by_membranes_and_by_sums(case, data):
+    network, x = case
+    populations = [
+        replace(p, dv=0, du=data.draw(st.sampled_from((4096, 100))))
+        if p.reset == "subtract"
+        else replace(p, dv=data.draw(st.sampled_from((0, 4096))), du=4096)
+        for p in network.populations
+    ]
+    assert_same_training(replace(network, populations=populations), x, fast, 1)
+
+
+def test_where_a_membrane_saturates_the_executor_is_still_used():
+    p = Population(name="p", shape=(2,), threshold=10, reset_amount=10, state_bits=20, du=4096, dv=0)
+    c = Connection(source=INPUT, target="p", synapse=Dense(np.array([[100, 0], [-100, 1]])))
+    given = {"populations": [p], "connections": [c], "readout": Readout(population="p")}
+    network = Network(name="full", steps=12, input=Input(shape=(2,), low=0, high=9), **given)
+    x = np.array([[9, 1], [1, 9]])
+    recording = fast(network, x)
+    assert recording.saturations["p"] > 0
+    found = outcome(network, x, recording)
+    assert found is not None
+    want = np.array([[900 * 64, (1 - 900) * 64], [100 * 64, (9 - 100) * 64]])
+    np.testing.assert_array_equal(found.mean_input["p"].numpy(), want)
+    assert_same_training(network, x, fast, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(networks_with_input())
+def test_mixed_precision_rounds_the_gradients_only(case):
+    network, x = case
+    logits, plain, _ = gradients(BitTrueNetwork(network), x)
+    same, rounded, _ = gradients(BitTrueNetwork(network, mixed_precision=True), x)
+    assert torch.equal(logits, same)
+    for name, grad in plain.items():
+        if grad is not None:
+            assert (grad - rounded[name]).norm() <= 0.05 * grad.norm() + 1e-12
 
 
 @settings(max_examples=20, deadline=None)

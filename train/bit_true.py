@@ -36,11 +36,23 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import DataError, DescriptionError, FileFormatError, UnsupportedError
-from ..network import DECAY_ONE, INPUT, Connection, Network, Population, Scale, from_structure
-from ..recording import Recording, count_weights
+from ..network import (
+    DECAY_ONE,
+    INPUT,
+    Connection,
+    Conv2d,
+    Dense,
+    Network,
+    Population,
+    Scale,
+    Shape,
+    Synapse,
+    from_structure,
+)
+from ..recording import Executor, Recording, count_weights
 from .bit_true_spikes import spike_trains
-from .executor import recording
-from .integer_forward import Outcome, run, step_weights, synapse_sum
+from .executor import outcome, recording, seen, tells_means
+from .integer_forward import Outcome, run, step_weights
 from .tssl import Version
 
 BIAS_MANTISSA = 4095  # 13-bit signed mantissa of Loihi's bias, shifted left by 0..7 bits for a whole population
@@ -77,6 +89,43 @@ class _ClampRule(torch.autograd.Function):
         return grad * inside, None, None
 
 
+class _Product(torch.autograd.Function):
+    """``W x`` of one connection, for its gradients alone: nobody asks for its value, which is zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, synapse: Synapse, target: Shape, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.synapse, ctx.dtype = synapse, dtype
+        return weight.new_zeros(()).expand(len(x), *target)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        kept = (x.dtype, weight.dtype)
+        x, weight, grad = (_for_products(t, ctx.dtype) for t in (x, weight, grad))
+        wanted = ctx.needs_input_grad[:2]
+        match ctx.synapse:
+            case Dense():
+                rows = grad.flatten(1)
+                to_x = (rows @ weight).reshape(x.shape) if wanted[0] else None
+                to_weight = rows.T @ x.flatten(1) if wanted[1] else None
+            case Conv2d(stride=stride, padding=padding, dilation=dilation, groups=groups):
+                to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+                    grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, (*wanted, False)
+                )
+            case Scale():
+                to_x = grad * weight.reshape(-1, *[1] * (x.ndim - 2)) if wanted[0] else None
+                to_weight = (grad * x).sum([0, *range(2, x.ndim)]) if wanted[1] else None
+        found = (None if g is None else g.to(d) for g, d in zip((to_x, to_weight), kept, strict=True))
+        return *found, None, None, None
+
+
+def _for_products(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the type of the products, and images in the layout that is fastest on a CPU."""
+    return t.to(dtype, memory_format=torch.channels_last) if t.ndim == 4 else t.to(dtype)
+
+
 class BitTrueNetwork(nn.Module):
     """A description as a trainable torch module.
 
@@ -87,6 +136,11 @@ class BitTrueNetwork(nn.Module):
     latent : mapping of float64 arrays, optional
         Weights (integer steps) and biases (state units) before rounding, by their names in ``network.tensors()``
         (``lapilli.export.quantize_with_latent``). Without them training starts from the integers.
+    executor : Executor, optional
+        Runs the forward pass on the CPU, where its recording tells what the gradient needs (:func:`.executor.outcome`).
+        All executors give the same integers, so it changes nothing but the speed.
+    mixed_precision : bool
+        Take the products of the backward pass in bfloat16. The forward pass stays what it is.
 
     Attributes
     ----------
@@ -103,11 +157,20 @@ class BitTrueNetwork(nn.Module):
         If it has no readout.
     """
 
-    def __init__(self, network: Network, latent: Mapping[str, npt.NDArray[np.float64]] | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        latent: Mapping[str, npt.NDArray[np.float64]] | None = None,
+        *,
+        executor: Executor | None = None,
+        mixed_precision: bool = False,
+    ) -> None:
         super().__init__()
         if network.readout is None:
             raise DescriptionError(f"network {network.name!r} has no readout; give it one to train it")
         self.network = network
+        self.executor = executor
+        self._products = torch.bfloat16 if mixed_precision else torch.float32
         if not network.acyclic:
             raise UnsupportedError(
                 f"network {network.name!r} is recurrent; bit-true training takes networks without cycles"
@@ -199,7 +262,7 @@ class BitTrueNetwork(nn.Module):
         readout = self.network.readout
         assert readout is not None
         weights, biases = self._integers()
-        outcome = self._run(x, weights, biases, keep=[readout.population], means=torch.is_grad_enabled())
+        outcome = self._outcome(x, weights, biases)
         if readout.kind == "membrane":
             scores = outcome.v_final[readout.population].double()
         else:
@@ -274,7 +337,10 @@ class BitTrueNetwork(nn.Module):
         return torch.tensordot(weights_of_steps.to(drive), drive, 1)
 
     def _carrier(self, outcome: Outcome, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-        """The differentiable network of rates: ``a`` of the readout population, or ``z`` where its membrane is read."""
+        """The graph of the network of rates: ``a`` of the readout population, or ``z`` where its membrane is read.
+
+        Only its gradients mean anything; what it would be worth is known from the spikes.
+        """
         network, readout = self.network, self.network.readout
         w = {
             c.name: cast("Tensor", _WithValue.apply(latent, (value / grid.step).to(latent.dtype)))
@@ -291,9 +357,8 @@ class BitTrueNetwork(nn.Module):
         for p in self.network.flow:
             z = b[p.name].expand(len(mean_sent), *p.shape)
             for c in network.incoming(p.name):
-                with torch.autocast(mean_sent.device.type, enabled=False):
-                    product = synapse_sum(c, w[c.name], rates[c.source].to(w[c.name].dtype), p.shape)
-                z = z + _gain(network, p, c) * product
+                product = _Product.apply(rates[c.source], w[c.name], c.synapse, p.shape, self._products)
+                z = z + _gain(network, p, c) * cast("Tensor", product)
             if readout is not None and readout.kind == "membrane" and readout.population == p.name:
                 return z
             if p.spikes:
@@ -308,6 +373,18 @@ class BitTrueNetwork(nn.Module):
         weights = [grid.integers(p) for grid, p in zip(self._weight_grid, self.weights, strict=True)]
         biases = [grid.integers(p) for grid, p in zip(self._bias_grid, self.biases, strict=True)]
         return weights, biases
+
+    def _outcome(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Outcome:
+        """Run the integers; with gradients, take the means that DSR's need."""
+        assert self.network.readout is not None
+        means = torch.is_grad_enabled() and self.gradient == "dsr"
+        if self.executor is not None and x.device.type == "cpu" and (not means or tells_means(self.network)):
+            network, encoded = self._with(weights, biases), self.encode(x).to(torch.int64).numpy()
+            recording = self.executor(network, encoded)
+            found = outcome(network, encoded, recording) if means else seen(recording)
+            if found is not None:
+                return found
+        return self._run(x, weights, biases, keep=[self.network.readout.population], means=means)
 
     def _run(self, x: Tensor, weights: list[Tensor], biases: list[Tensor], **options: Any) -> Outcome:
         by_connection = {c.name: w for c, w in zip(self.network.connections, weights, strict=True)}
@@ -360,7 +437,9 @@ class BitTrueNetwork(nn.Module):
         metadata : mapping, optional
             Replaces the metadata of the network that training started from.
         """
-        weights, biases = self._integers()
+        return self._with(*self._integers(), metadata)
+
+    def _with(self, weights: list[Tensor], biases: list[Tensor], metadata: Mapping[str, Any] | None = None) -> Network:
         connections = tuple(
             replace(c, synapse=replace(c.synapse, weight=w.cpu().numpy().astype(np.int64)))
             for c, w in zip(self.network.connections, weights, strict=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ExecutionError, UnsupportedError
-from ..network import IntArray, Network
+from ..network import DECAY_ONE, INPUT, IntArray, Network, Population
 from ..recording import Executor, Recording, joined
-from .integer_forward import Outcome, run
+from .integer_forward import Outcome, input_sum, is_constant, leaks, run
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -95,6 +95,65 @@ def on_device(device: str) -> Executor:
     """
     usable_device(device)
     return partial(torch_executor, device=device)
+
+
+def seen(recording: Recording) -> Outcome:
+    """Spikes and last membranes of a recording, as tensors."""
+    spikes, v_final = (
+        {name: torch.from_numpy(a) for name, a in d.items()} for d in (recording.spikes, recording.v_final)
+    )
+    return Outcome(spikes, v_final)
+
+
+def tells_means(network: Network) -> bool:
+    """Whether a recording can tell what came into every population that spikes (:func:`outcome`)."""
+    return all(_keeps_all(p) or _sums_tell(p) for p in network.populations if p.spikes)
+
+
+def _keeps_all(p: Population) -> bool:
+    return p.dv == 0 and p.reset == "subtract"
+
+
+def _sums_tell(p: Population) -> bool:
+    return p.du == DECAY_ONE and not leaks(p)
+
+
+def outcome(network: Network, x: IntArray, recording: Recording) -> Outcome | None:
+    """What :func:`.integer_forward.run` gives with means, from a recording of another executor on the CPU.
+
+    What came into a membrane is where it got to and what its spikes took. Where a part of that is lost, because it
+    saturated or was set to zero, what came in is summed again: by one product, of the numbers of spikes.
+
+    Parameters
+    ----------
+    network : Network
+        For which :func:`tells_means` holds.
+    x : int64 [B, *shape] or [T, B, *shape]
+    recording : Recording
+        Of ``network`` and ``x``.
+
+    Returns
+    -------
+    Outcome or None
+        None if the recording does not tell.
+    """
+    given, steps = torch.from_numpy(x), network.steps
+    found = seen(recording)
+    found.mean_sent[INPUT] = given.float() if is_constant(network, given) else given.mean(0, dtype=torch.float32)
+    for p in network.populations:
+        if not p.spikes:
+            continue
+        counts = torch.from_numpy(recording.spikes[p.name].sum(0, dtype=np.uint8 if steps < 2**8 else np.int32))
+        v = found.v_final.get(p.name)
+        if v is not None and _keeps_all(p) and recording.saturations.get(p.name) == 0:
+            narrow = p.v_max * 2 + p.reset_amount * steps < 2**31
+            came = counts.to(torch.int32 if narrow else torch.int64).mul_(p.reset_amount).add_(v).sub_(p.v_init)
+        elif _sums_tell(p) and recording.wraps.get(p.name) == 0:
+            came = input_sum(network, p, found.spikes | {INPUT: given})
+        else:
+            return None
+        found.mean_sent[p.name], found.mean_input[p.name] = counts.float().div_(steps), came.float().div_(steps)
+    return found
 
 
 def recording(outcome: Outcome) -> Recording:

@@ -41,7 +41,7 @@ class Outcome:
     mean_sent : dict of float32 [B, *shape]
         (Weighted) mean of what a population, or the input, sends.
     mean_input : dict of float32 [B, *shape]
-        (Weighted) mean of ``u + b``, state units.
+        (Weighted) mean of ``u + b``, state units. Without leak in the membrane, both are exact sums, divided once.
     """
 
     spikes: dict[str, Tensor] = field(default_factory=dict)
@@ -55,9 +55,14 @@ class Outcome:
     mean_input: dict[str, Tensor] = field(default_factory=dict)
 
 
+def leaks(population: Population) -> bool:
+    """Whether the membrane keeps a part of itself, so that later steps weigh more."""
+    return 0 < population.dv < DECAY_ONE
+
+
 def step_weights(population: Population, steps: int) -> list[float]:
     """DSR's weights of the steps: ``beta^(T - n) / sum`` with ``beta = 1 - dv/4096``; uniform where ``beta`` is 0."""
-    beta = 1.0 - population.dv / DECAY_ONE if population.dv < DECAY_ONE else 1.0
+    beta = 1.0 - population.dv / DECAY_ONE if leaks(population) else 1.0
     weights = [beta ** (steps - 1 - n) for n in range(steps)]
     total = math.fsum(weights)
     return [w / total for w in weights]
@@ -247,7 +252,7 @@ def run(
     UnsupportedError
         If a neuron has more synapses than the device sums exactly.
     """
-    constant = _constant(network, x)
+    constant = is_constant(network, x)
     batch = x.shape[0 if constant else 1]
     out = Outcome()
     sent: dict[str, Tensor] = {INPUT: x}
@@ -275,8 +280,37 @@ def run(
     return out
 
 
-def _constant(network: Network, x: Tensor) -> bool:
+def is_constant(network: Network, x: Tensor) -> bool:
+    """Whether the input is one frame for all steps."""
     return x.ndim == len(network.input.shape) + 1
+
+
+def input_sum(network: Network, p: Population, sent: Mapping[str, Tensor]) -> Tensor:
+    """Sum of ``u + b`` over all steps, exact, of a population without memory in its current, where nothing wraps.
+
+    Parameters
+    ----------
+    network : Network
+        With the integers that were run.
+    p : Population
+        ``du = 4096``
+    sent : by source, integers [T, B, *shape], or the input [B, *shape]
+        On the CPU.
+
+    Returns
+    -------
+    float64 [B, *shape]
+    """
+    total = network.steps * torch.tensor(p.bias).double()
+    for c in network.incoming(p.name):
+        steps, x = network.steps - c.delay, sent[c.source]
+        x = x * max(0, steps) if c.source == INPUT and is_constant(network, x) else x[: max(0, steps)].sum(0)
+        narrow = max(1, steps) * _largest_sum(network, c) < 2**24
+        weight = torch.tensor(c.synapse.weight, dtype=torch.float32 if narrow else torch.float64)
+        with exact_products(x.device):
+            product = synapse_sum(c, weight, x.to(weight.dtype), p.shape)
+        total = total + product.double() * 2.0 ** weight_shift(p, c)
+    return total
 
 
 class _Layer:
@@ -304,19 +338,20 @@ class _Layer:
         self.constant: dict[str, Tensor] = {
             c.name: self._product(c, weight, sent[INPUT])
             for c, weight in self.incoming
-            if c.source == INPUT and _constant(network, sent[INPUT])
+            if c.source == INPUT and is_constant(network, sent[INPUT])
         }
         if p.spikes:
             sent[p.name] = zeros.new_zeros((network.steps, *zeros.shape), dtype=torch.uint8)
-        self.weight_of_step = step_weights(p, network.steps) if means else None
-        self.mean_sent, self.mean_input = (torch.zeros_like(zeros, dtype=torch.float32) for _ in range(2))
+        self.means = means
+        self.weight_of_step = step_weights(p, network.steps) if leaks(p) else None
+        sums = torch.float32 if leaks(p) else torch.float64 if _has_float64(device) else torch.int64
+        self.sent_sum, self.input_sum = (torch.zeros_like(zeros, dtype=dtype) for dtype in (torch.float32, sums))
         self.traces: dict[str, list[Tensor]] | None = {"current": [], "u": [], "v": []} if traced else None
         self.wrapped = self.saturated = zeros.new_zeros((), dtype=torch.int64)
 
     def advance(self, window: range, count: bool) -> None:
         """Take the steps of the window."""
-        p, weight_of_step = self.p, self.weight_of_step
-        u, v = self.u, self.v
+        p, u, v = self.p, self.u, self.v
         for n, drive in zip(window, self._drives(window), strict=True):
             step = neuron_step(p, u, v, drive, self.bias)
             u, v = step.u, step.v
@@ -325,10 +360,11 @@ class _Layer:
                 self.saturated = self.saturated + (step.charged != step.exact_v).sum()
             if step.fired is not None:
                 self.sent[p.name][n] = step.fired
-                if weight_of_step:
-                    self.mean_sent += weight_of_step[n] * step.fired
-            if weight_of_step:
-                self.mean_input += weight_of_step[n] * (u + self.bias)
+            if self.means:
+                weight = self.weight_of_step[n] if self.weight_of_step else 1
+                self.input_sum += weight * (u + self.bias)
+                if step.fired is not None:
+                    self.sent_sum += weight * step.fired
             if self.traces:
                 for name, value in (("current", drive), ("u", u), ("v", v)):
                     self.traces[name].append(value.to(torch.int64))
@@ -338,8 +374,9 @@ class _Layer:
         """Hand over what was collected."""
         name = self.p.name
         out.v_final[name] = self.v
-        if self.weight_of_step:
-            out.mean_sent[name], out.mean_input[name] = self.mean_sent, self.mean_input
+        if self.means:
+            total = 1 if self.weight_of_step else self.network.steps
+            out.mean_sent[name], out.mean_input[name] = (s.float() / total for s in (self.sent_sum, self.input_sum))
         if count:
             out.wraps[name], out.saturations[name] = int(self.wrapped), int(self.saturated)
         if self.traces:
