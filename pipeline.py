@@ -197,11 +197,14 @@ def train_recipe(
             folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels, reset=recipe.quantize.reset)
             folded, quantizing = calibrate(folded, recipe.quantize, data.train.x, execute=find("fast"))
             made = quantize_with_latent(folded, quantizing, calibration=data.train.x)
-            accuracy["quantized"] = stage.accuracy = evaluate(BitTrueNetwork(made.network, made.latent), data.test)
+            bit_true = BitTrueNetwork(
+                made.network, made.latent, executor=find("fast"), mixed_precision=recipe.bit_true.mixed_precision
+            )
+            accuracy["quantized"] = stage.accuracy = evaluate(bit_true, data.test)
             stage.note = f"exact folding, then {_bits(made.network)}-bit weights, no further training"
 
         with narrator.stage("bit-true training", spinner=False) as stage:
-            bit_true = BitTrueNetwork(made.network, made.latent).to(training.place)
+            bit_true = bit_true.to(training.place)
             bit_true_history = training.fit(bit_true, recipe.bit_true, "bit-true", CHECKPOINT)
             accuracy["bit-true"] = stage.accuracy = evaluate(bit_true.cpu(), data.test)
             stage.note = f"{recipe.bit_true.epochs} epochs in the chip's integers"

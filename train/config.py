@@ -515,6 +515,9 @@ class BitTrueConfig(TrainConfig):
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.0, ge=0, description="on the latent weights")
     warmup_iterations: int = Field(default=0, ge=0, description="iterations of linear warm-up")
+    mixed_precision: bool = Field(
+        default=False, description="bfloat16 products in the backward pass; the forward pass stays the chip's integers"
+    )
 
 
 def settings_of_the_method(network: Any) -> dict[str, dict[str, Any]]:
