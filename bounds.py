@@ -65,6 +65,8 @@ def _accumulated(low: int, high: int, decay: int, steps: int, start: int = 0) ->
     def keep(x: int) -> int:
         return (abs(x) * (DECAY_ONE - decay) // DECAY_ONE) * (1 if x >= 0 else -1)
 
+    if decay == 0:  # in one go: a window may have a million steps
+        return start + steps * min(low, 0), start + steps * max(high, 0)
     least = most = start
     lowest, highest = start, start
     for _ in range(steps):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lapilli.arithmetic import neuron_step, synapse_sum
+from lapilli.arithmetic import decay, neuron_step, synapse_sum
 from lapilli.errors import UnsupportedError
-from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Scale
+from lapilli.network import DECAY_ONE, INPUT, Connection, Conv2d, Dense, Input, Network, Population, Scale
 from lapilli.sim.engine import batched, kernels, packing, threads
 from lapilli.sim.engine.batched import fast, plan_of
 from lapilli.sim.engine.neurons import State
@@ -91,6 +92,30 @@ def test_neurons_of_any_width_and_decay(level, case, traced):
     if u is not None:
         np.testing.assert_array_equal(u, exact_u)
     assert (done.wraps, done.saturations) == (wrapped, saturated)
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("bits", [25, 26])
+def test_a_decay_rounds_toward_zero_up_to_the_widest_state(bits):
+    """For membranes whose product with it is just above or below a whole number; 25 bits fit a float."""
+    p, rng = Population(name="p", shape=(256,), reset="none", dv=1, state_bits=bits), np.random.default_rng(9)
+    layout, bias = lay_out(p, []), np.zeros((1, 1, 256), np.int32)
+    for dv in (*range(0, DECAY_ONE, 13), DECAY_ONE - 1, DECAY_ONE):
+        whole = rng.integers(1, p.v_max, 50) * DECAY_ONE // max(DECAY_ONE - dv, 1)
+        beside = (np.minimum(whole + i, p.v_max) for i in (-1, 0, 1))
+        v = np.concatenate([p.v_max - np.arange(28), *beside, [0] * 78])
+        v = v * rng.choice((-1, 1), v.size)
+        state = layout.arrange(v[:, None])[None]
+        run_alone(replace(p, dv=dv), layout, (1, 1), [], None, None, state, bias, None, None)
+        np.testing.assert_array_equal(layout.restore(state, p.shape)[0], decay(v, dv))
+
+
+@pytest.mark.usefixtures("level")
+def test_whatever_is_not_zero_is_a_spike():
+    synapse = Dense(np.random.default_rng(1).integers(-128, 128, (9, 300)))
+    x = np.random.default_rng(2).integers(0, 256, (2, 2, 300)).astype(np.uint8) & 0b10010001
+    want = np.stack([synapse_sum(synapse, (images != 0).astype(np.int64), (9,)) for images in x])
+    np.testing.assert_array_equal(run_layer([synapse], [x], (9,), 0), want)
 
 
 def run_layer(synapses, sources, target, shift, extra=None, part=None, silent=0):
@@ -327,6 +352,15 @@ def test_a_plan_lives_as_long_as_its_network():
     assert len(batched._plans) == before
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.int64, np.float32])
+def test_spikes_may_be_given_in_any_type_and_order(dtype, order):
+    network, x = mlp()
+    want, got = fast(network, x), fast(network, np.asarray(x, dtype, order=order))
+    for name, spikes in want.spikes.items():
+        np.testing.assert_array_equal(got.spikes[name], spikes)
+
+
 def test_arrays_that_do_not_fit_are_refused_before_the_kernel():
     p = Population(name="p", shape=(4,))
     layout = lay_out(p, [Dense(np.ones((4, 9)))])
@@ -344,6 +378,10 @@ def test_arrays_that_do_not_fit_are_refused_before_the_kernel():
         {"x": x[..., :8]},
         {"x": x.astype(np.int64)},
         {"x": x[..., ::-1]},
+        {"x": x.astype(np.int8)},
+        {"x": x[0]},
+        {"x": x.astype(">i2").view(np.uint8)[..., ::2]},
+        {"v": v.astype(">i4")},
         {"x": x[:1]},
         {"silent": 1},
         {"spikes": spikes[:, :2]},

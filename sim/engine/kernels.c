@@ -27,6 +27,7 @@
 #define SPARE 16           /* lists are read and written by whole sixteens */
 #define TOGETHER 6         /* output pixels by LANES targets whose products are summed in registers */
 #define LANES 64           /* weights of one row come in groups of 64 bytes */
+#define AHEAD 4            /* images that are asked for before they are read */
 #define CHUNK 256          /* rows of bytes that a 16-bit lane can add up: 256 * 255 < 2^16 */
 #define LIST_BYTES (1 << 19) /* event lists of the images that are worked off together */
 
@@ -69,6 +70,7 @@ typedef struct {
     int64_t first_pixel, last_pixel, first_block, last_block;
     int64_t keep_u, keep_v, threshold, zero, amount, limit, may_wrap;
     int64_t wraps, saturations, products, nanoseconds;
+    int64_t vbmi2;    /* whether the machine has these instructions */
     int64_t together; /* made by the kernel, as is all below: images that are worked off together */
     uint32_t *rows;
     int32_t *drive;
@@ -93,6 +95,11 @@ typedef uint8_t Bytes __attribute__((vector_size(TILE), aligned(1), may_alias));
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#define EIGHT(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
+static const uint8_t PLACES[64] __attribute__((aligned(64))) = {
+    EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56),
+};
+#undef EIGHT
 #define NAME(f) f##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,bmi,popcnt")))
 #define WIDTH 64
@@ -118,7 +125,7 @@ typedef uint8_t Bytes __attribute__((vector_size(TILE), aligned(1), may_alias));
 #define COLUMNS 64
 #include "kernels_body.h"
 
-enum { PORTABLE, AVX2, AVX512 }; /* as LEVELS in kernels.py */
+enum { PORTABLE, AVX2, AVX512, AVX512_VBMI2 }; /* as LEVELS in kernels.py */
 
 static int best_level(void)
 {
@@ -127,7 +134,7 @@ static int best_level(void)
     if (!__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("popcnt")) return PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
         && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
-        return AVX512;
+        return __builtin_cpu_supports("avx512vbmi2") ? AVX512_VBMI2 : AVX512;
     if (__builtin_cpu_supports("avx2")) return AVX2;
 #endif
     return PORTABLE;
@@ -154,7 +161,7 @@ static int checked_level(int64_t level)
 enum { LAYER_FIELDS = 31, SOURCE_FIELDS = 14 };
 
 /* A layer as kernels.py describes it; 0 and a Python exception where that fails: then too, free_layer() is due. */
-static int read_layer(PyObject *given, Layer *l)
+static int read_layer(PyObject *given, int64_t vbmi2, Layer *l)
 {
     int64_t a[LAYER_FIELDS], s[SOURCE_FIELDS];
     const Py_ssize_t size = PyTuple_Size(given);
@@ -174,7 +181,7 @@ static int read_layer(PyObject *given, Layer *l)
         sources, n, (const int32_t *)(intptr_t)a[0], a[1], a[2], (int32_t *)(intptr_t)a[3], (int32_t *)(intptr_t)a[4],
         (const int32_t *)(intptr_t)a[5], a[6], (uint8_t *)(intptr_t)a[7], a[8], a[9], (int64_t *)(intptr_t)a[10],
         (int64_t *)(intptr_t)a[11], (int64_t *)(intptr_t)a[12], a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20],
-        a[21], a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], 0, 0, 0, 0, 0, NULL, NULL, NULL,
+        a[21], a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], 0, 0, 0, 0, vbmi2, 0, NULL, NULL, NULL,
     };
     for (Py_ssize_t i = 0; i < n; i++) {
         if (!integers(given, LAYER_FIELDS + i * SOURCE_FIELDS, SOURCE_FIELDS, s)) return 0;
@@ -233,7 +240,7 @@ static PyObject *layer_steps(PyObject *self, PyObject *args)
     if (!layers) return PyErr_NoMemory();
     PyObject *result = NULL;
     int good = 1;
-    for (Py_ssize_t i = 0; good && i < n; i++) good = read_layer(PyTuple_GetItem(args, 2 + i), layers + i);
+    for (Py_ssize_t i = 0; good && i < n; i++) good = read_layer(PyTuple_GetItem(args, 2 + i), a[0] >= AVX512_VBMI2, layers + i);
     if (good && a[1] < 1) {
         PyErr_SetString(PyExc_ValueError, "this kernel takes at least one step at a time");
         good = 0;
@@ -243,6 +250,7 @@ static PyObject *layer_steps(PyObject *self, PyObject *args)
         Py_BEGIN_ALLOW_THREADS
         switch (a[0]) {
 #if defined(__x86_64__)
+        case AVX512_VBMI2:
         case AVX512: done = layer_steps_avx512(layers, n, a[1]); break;
         case AVX2: done = layer_steps_avx2(layers, n, a[1]); break;
 #endif
@@ -256,6 +264,70 @@ static PyObject *layer_steps(PyObject *self, PyObject *args)
     return result;
 }
 
+/* NumPy's array interface: what the capsule `__array_struct__` of an array points to. */
+typedef struct {
+    int two, nd;
+    char typekind;
+    int itemsize, flags;
+    Py_ssize_t *shape, *strides;
+    void *data;
+    PyObject *descr;
+} Array;
+enum { ALIGNED = 0x100, NATIVE = 0x200, WRITEABLE = 0x400 };
+
+/* Why a kernel would step out of an array: [*lead, ...] with `size` values of a type side by side in the rest. */
+static const char *misfit(const Array *a, int kind, int itemsize, Py_ssize_t size, int writes, int n_lead,
+                          const Py_ssize_t *lead)
+{
+    if (a->two != 2 || a->typekind != kind || a->itemsize != itemsize) return "type";
+    if (!(a->flags & ALIGNED) || !(a->flags & NATIVE)) return "alignment or byte order";
+    if (writes && !(a->flags & WRITEABLE)) return "writeability";
+    if (a->nd < n_lead) return "number of axes";
+    Py_ssize_t in_all = 1, values = 1;
+    for (int i = 0; i < n_lead; i++) {
+        if (a->shape[i] != lead[i]) return "shape";
+        if (a->strides[i] % itemsize) return "strides";
+        in_all *= lead[i];
+    }
+    for (int i = n_lead; i < a->nd; i++) values *= a->shape[i];
+    if (values != size) return "size";
+    Py_ssize_t stride = itemsize;
+    for (int i = a->nd - 1; in_all && i >= n_lead; i--) {
+        if (a->shape[i] > 1 && a->strides[i] != stride) return "strides";
+        stride *= a->shape[i];
+    }
+    return NULL;
+}
+
+/* place(array, kind, itemsize, size, writes, *lead): its address, and the strides of the `lead` axes in values. */
+static PyObject *place(PyObject *self, PyObject *args)
+{
+    (void)self;
+    enum { FIXED = 5, MOST = 2 };
+    PyObject *array;
+    int kind, itemsize, writes;
+    Py_ssize_t size, lead[MOST] = {1, 1};
+    const int n_lead = (int)PyTuple_Size(args) - FIXED;
+    if (n_lead < 0 || n_lead > MOST) {
+        PyErr_SetString(PyExc_TypeError, "place() takes five values and up to two lengths");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "OCinp|nn", &array, &kind, &itemsize, &size, &writes, lead, lead + 1)) return NULL;
+    PyObject *capsule = PyObject_GetAttrString(array, "__array_struct__");
+    if (!capsule) return NULL;
+    const Array *a = PyCapsule_GetPointer(capsule, NULL);
+    PyObject *found = NULL;
+    if (a) {
+        const char *bad = misfit(a, kind, itemsize, size, writes, n_lead, lead);
+        long long strides[MOST] = {0, 0};
+        for (int i = 0; !bad && i < n_lead; i++) strides[i] = a->strides[i] / itemsize;
+        if (bad) PyErr_Format(PyExc_AssertionError, "kernel: an array that does not fit in its %s", bad);
+        else found = Py_BuildValue("LLL", (long long)(intptr_t)a->data, strides[0], strides[1]);
+    }
+    Py_DECREF(capsule);
+    return found;
+}
+
 static PyObject *level(PyObject *self, PyObject *ignored)
 {
     (void)self;
@@ -265,6 +337,7 @@ static PyObject *level(PyObject *self, PyObject *ignored)
 
 static PyMethodDef methods[] = {
     {"layer_steps", layer_steps, METH_VARARGS, NULL},
+    {"place", place, METH_VARARGS, NULL},
     {"level", level, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -277,7 +350,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__kernels(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "INTERFACE", 4) < 0) { /* as in kernels.py */
+    if (made && PyModule_AddIntConstant(made, "INTERFACE", 5) < 0) { /* as in kernels.py */
         Py_DECREF(made);
         return NULL;
     }

@@ -19,7 +19,7 @@ from ...errors import UnsupportedError
 from ...network import DECAY_ONE, Population
 from .packing import LANES, Fans, Layout, Packed, Rows
 
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "avx512vbmi2")
 CHOICE = "LAPILLI_KERNELS"  # environment: "off", or the best instruction set to use
 WIDEST_STATE = 30  # bits: decay(v) + u + b of three such numbers stays within 32 bits
 LARGEST_DRIVE = 2**30  # and so does decay(u) + drive
@@ -27,10 +27,10 @@ LARGEST_DRIVE = 2**30  # and so does decay(u) + drive
 PATHS = ("auto", "events", "products")  # of synapse sums; all give the same bits
 # Density of the source from which on a product of all inputs beats the sum over events, measured: for blocks of 64
 # targets, and of more. Without VNNI's multiply-and-add the events always win.
-PRODUCTS_FROM = {"avx512": (0.40, 0.52)}
+PRODUCTS_FROM = {"avx512": (0.40, 0.52), "avx512vbmi2": (0.40, 0.52)}
 
 
-INTERFACE = 4  # of kernels.c, as it was when it was built
+INTERFACE = 5  # of kernels.c, as it was when it was built
 
 
 def _load() -> Any:
@@ -92,7 +92,7 @@ class Arriving(NamedTuple):
     ----------
     packed : Packed
     x : uint8 [t - silent, b, *source]
-        0 or 1; strides of the first two axes may be anything.
+        Spikes where it is not 0; strides of the first two axes may be anything.
     silent : int
         Steps of the block before the first spike can arrive.
     shift : int
@@ -188,27 +188,23 @@ def prepare(
     part : Part, optional
         All neurons unless given.
     may_wrap : bool
-        False where the sum over all that arrives is known to stay within the state's width.
+        False where the current is known to stay within the state's width.
     forced : str, optional
         Of ``PATHS``; :data:`path` unless given.
     """
     p, at = population, layout
     steps, samples = window
+    size, per_block = math.prod(at.shape), at.blocks * at.block
     assert at.targets * at.pixels == p.size
-    if extra is not None:
-        _check(extra, np.int32, window, p.size)
-    for state in (v,) if u is None else (u, v):
-        _check(state, np.int32, (samples,), math.prod(at.shape), writes=True)
-        assert state.strides[0] == 4 * math.prod(at.shape) or samples == 1
+    extra_at = _place(extra, _INT32, p.size, window)
+    u_at, v_at = (_place(state, _INT32, size, (samples,), writes=True) for state in (u, v))
+    assert all(state is None or stride == size or samples == 1 for state, (_, stride, _) in ((u, u_at), (v, v_at)))
     assert u is not None or (p.du == DECAY_ONE and traces is None)
     per_pixel = bias.shape != (at.blocks, 1, at.block)
-    _check(bias, np.int32, (), math.prod(at.shape) if per_pixel else at.blocks * at.block)
-    if spikes is not None:
-        _check(spikes, np.uint8, window, p.size, writes=True)
-    for trace in traces or ():
-        _check(trace, np.int64, window, p.size, writes=True)
-        assert traces is not None
-        assert trace.strides == traces[0].strides
+    bias_at, *_ = _place(bias, _INT32, size if per_pixel else per_block)
+    spikes_at = _place(spikes, _UINT8, p.size, window, writes=True)
+    traces_at = [_place(trace, _INT64, p.size, window, writes=True) for trace in traces or (None, None, None)]
+    assert all(place[1:] == traces_at[0][1:] for place in traces_at)
     pixels, blocks = part or ((0, at.pixels), (0, at.blocks))
     assert 0 <= pixels[0] <= pixels[1] <= at.pixels
     assert 0 <= blocks[0] <= blocks[1] <= at.blocks
@@ -216,29 +212,28 @@ def prepare(
     for packed, x, silent, shift in arriving:
         assert 0 <= silent <= steps
         assert 0 <= shift <= 30
-        _check(x, np.uint8, (steps - silent, samples), packed.channels * packed.pixels_in)
-        assert packed.under.shape == (at.pixels, packed.taps)
-        fans = isinstance(packed, Fans)
-        if not fans:
-            assert packed.weight.shape == (at.blocks, packed.taps * packed.channels, at.block)
-            assert packed.factors.shape == (at.blocks, packed.taps, -(-packed.channels // 4), at.block, 4)
-        sources += [_address(x), *x.strides[:2], silent, packed.channels, packed.pixels_in, _address(packed.under)]
-        sources += [packed.taps, _address(packed.weight), shift]
-        if fans:
-            sources += [_address(packed.to), packed.weight.shape[2], 0, 0]
+        sources += _place(x, _UINT8, packed.channels * packed.pixels_in, (steps - silent, samples))
+        under_at, *_ = _place(packed.under, _INT32, packed.taps, (at.pixels,))
+        sources += [silent, packed.channels, packed.pixels_in, under_at, packed.taps]
+        rows = packed.taps * packed.channels
+        if isinstance(packed, Fans):
+            fan = packed.weight.shape[2]
+            sources += [_place(packed.weight, _INT8, rows * fan)[0], shift]
+            sources += [_place(packed.to, _INT32, packed.channels)[0], fan, 0, 0]
         else:
-            sources += [0, 0, _address(packed.factors), products_from(packed, at, forced or path)]
+            quads = -(-packed.channels // 4)
+            sources += [_place(packed.weight, _UINT8, rows * per_block)[0], shift, 0, 0]
+            sources += [_place(packed.factors, _INT8, packed.taps * quads * 4 * per_block)[0]]
+            sources += [products_from(packed, at, forced or path)]
     values = (
-        0 if extra is None else _address(extra),
-        *((s // 4 for s in extra.strides[:2]) if extra is not None else (0, 0)),
-        0 if u is None else _address(u),
-        _address(v),
-        _address(bias),
+        *extra_at,
+        u_at[0],
+        v_at[0],
+        bias_at,
         int(per_pixel),
-        0 if spikes is None else _address(spikes),
-        *(spikes.strides[:2] if spikes is not None else (0, 0)),
-        *((_address(t) for t in traces) if traces else (0, 0, 0)),
-        *((s // 8 for s in traces[0].strides[:2]) if traces else (0, 0)),
+        *spikes_at,
+        *(address for address, *_ in traces_at),
+        *traces_at[0][1:],
         steps,
         samples,
         at.pixels,
@@ -273,16 +268,14 @@ def run(layers: Sequence[Prepared], stride: int | None = None) -> list[Done]:
     return [Done(*each) for each in _compiled.layer_steps(level, together, *(layer.values for layer in layers))]
 
 
-def _address(a: npt.NDArray[Any]) -> int:
-    return a.__array_interface__["data"][0]
+_UINT8, _INT8, _INT32, _INT64 = ("u", 1), ("i", 1), ("i", 4), ("i", 8)
 
 
-def _check(a: npt.NDArray[Any], dtype: Any, lead: tuple[int, ...], size: int, writes: bool = False) -> None:
-    """Refuse an array that a kernel would step out of: [*lead, ...] with ``size`` values side by side in the rest."""
-    rest = a[(0,) * len(lead)] if a.size else a
-    assert a.dtype == dtype, f"kernel: {a.dtype} for {np.dtype(dtype)}"
-    assert a.shape[: len(lead)] == lead, f"kernel: {a.shape} for {lead}"
-    assert a.size == size * math.prod(lead), f"kernel: {a.shape} for {size} values"
-    assert rest.flags.c_contiguous
-    assert all(s % a.itemsize == 0 for s in a.strides)
-    assert not writes or a.flags.writeable
+def _place(
+    a: npt.NDArray[Any] | None, of: tuple[str, int], size: int, lead: tuple[int, ...] = (), writes: bool = False
+) -> tuple[int, int, int]:
+    """Address of an array [*lead, ...] with ``size`` values side by side in the rest, and the strides of ``lead``.
+
+    Zeros for None. An array that a kernel would step out of is refused with an AssertionError.
+    """
+    return (0, 0, 0) if a is None else _compiled.place(a, *of, size, writes, *lead)

@@ -8,7 +8,7 @@ typedef int32_t NAME(Ints) __attribute__((vector_size(WIDTH), aligned(4), may_al
 typedef uint32_t NAME(Words) __attribute__((vector_size(WIDTH), aligned(4), may_alias));
 typedef uint8_t NAME(Few) __attribute__((vector_size(WIDTH / 4), aligned(1), may_alias)); /* as many as Ints has */
 
-/* One bit for each of 64 spikes (bytes 0 or 1), the first one lowest; of the last few of an array where n < 64. */
+/* One bit for each of 64 spikes (bytes that are not 0), the first one lowest; of the last few of an array where n < 64. */
 TARGET INLINE uint64_t NAME(bits)(const uint8_t *x, int64_t n)
 {
 #if WIDTH == 64
@@ -22,11 +22,20 @@ TARGET INLINE uint64_t NAME(bits)(const uint8_t *x, int64_t n)
         x = last;
     }
     uint64_t bits = 0;
+#if WIDTH == 32
+    for (int i = 0; i < 2; i++) {
+        const __m256i silent = _mm256_cmpeq_epi8(_mm256_loadu_si256((const __m256i *)(x + 32 * i)), _mm256_setzero_si256());
+        bits |= (uint64_t)(uint32_t)~_mm256_movemask_epi8(silent) << (32 * i);
+    }
+#else
     for (int i = 0; i < 8; i++) {
+        const uint64_t most = 0x7f7f7f7f7f7f7f7fu;
         uint64_t word;
         memcpy(&word, x + 8 * i, 8);
+        word = (((word & most) + most) | word) >> 7 & 0x0101010101010101u;
         bits |= (word * 0x0102040810204080u >> 56) << (8 * i); /* gathers the bytes' lowest bits in the top byte */
     }
+#endif
     return bits;
 #endif
 }
@@ -64,14 +73,34 @@ TARGET INLINE void NAME(transpose_bits)(uint64_t *words)
 }
 
 /* Append the places of the set bits, times `unit`, from `first` on: writes whole sixteens. Returns how many. */
-TARGET INLINE int64_t NAME(append)(uint64_t bits, uint32_t first, uint32_t unit, uint32_t *list)
+TARGET INLINE int64_t NAME(append)(uint64_t bits, uint32_t first, uint32_t unit, const int vbmi2, uint32_t *list)
 {
-    const __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i units = _mm512_mullo_epi32(places, _mm512_set1_epi32((int)unit));
+    const __m512i start = _mm512_set1_epi32((int)(first * unit)), each = _mm512_set1_epi32((int)unit);
+    if (vbmi2) { /* all places at once, as bytes; rarely more than sixteen */
+        const int64_t n = __builtin_popcountll(bits);
+        __m512i places;
+        /* As a function of the compiler's it would need a copy of all that is here: not all machines have it. */
+        __asm__("vpcompressb %1, %0 %{%2%}%{z%}"
+                : "=v"(places) : "v"(_mm512_load_si512(PLACES)), "Yk"((__mmask64)bits));
+#define SIXTEEN(i) \
+    _mm512_storeu_si512(list + 16 * i, _mm512_add_epi32(start, _mm512_mullo_epi32(each, _mm512_cvtepu8_epi32( \
+                                                                  _mm512_extracti32x4_epi32(places, i)))));
+        SIXTEEN(0)
+        if (n > 16) {
+            SIXTEEN(1)
+            if (n > 32) {
+                SIXTEEN(2)
+                SIXTEEN(3)
+            }
+        }
+#undef SIXTEEN
+        return n;
+    }
+    const __m512i sixteen = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    __m512i all = _mm512_add_epi32(start, _mm512_mullo_epi32(sixteen, each));
     uint32_t *to = list;
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++, bits >>= 16, first += 16) {
-        const __m512i all = _mm512_add_epi32(units, _mm512_set1_epi32((int)(first * unit)));
+    for (int i = 0; i < 4; i++, bits >>= 16, all = _mm512_add_epi32(all, _mm512_slli_epi32(each, 4))) {
         _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)bits, all));
         to += __builtin_popcountll(bits & 0xffff);
     }
@@ -100,18 +129,19 @@ TARGET static void NAME(list_bits)(const uint8_t *x, int64_t channels, int64_t p
 #endif
 
 /* Event lists: for every pixel the channels that spiked, in order, times `unit`. */
-TARGET static void NAME(list_events)(const uint8_t *x, int64_t channels, int64_t pixels, uint32_t unit, uint64_t *bits,
-                                     uint32_t *lists, int32_t *counts)
+TARGET static void NAME(list_events)(const uint8_t *x, int64_t channels, int64_t pixels, uint32_t unit, int vbmi2,
+                                     uint64_t *bits, uint32_t *lists, int32_t *counts)
 {
 #if WIDTH == 64
     NAME(list_bits)(x, channels, pixels, bits);
     for (int64_t p = 0; p < pixels; p++, lists += channels + SPARE) {
         int64_t n = 0;
-        for (int64_t c = 0; c < channels; c += 64) n += NAME(append)(*bits++, (uint32_t)c, unit, lists + n);
+        for (int64_t c = 0; c < channels; c += 64) n += NAME(append)(*bits++, (uint32_t)c, unit, vbmi2, lists + n);
         counts[p] = (int32_t)n;
     }
 #else
     (void)bits;
+    (void)vbmi2;
     if (pixels == 1) { /* a dense layer: one pixel with many channels */
         int64_t events = 0;
         for (int64_t c = 0; c < channels; c += 64) {
@@ -176,6 +206,9 @@ TARGET INLINE void NAME(add_rows)(const uint8_t *weight, const uint32_t *rows, i
 #pragma GCC unroll 16
             for (int g = 0; g < vectors; g++) {
                 NAME(Lanes) bytes = *(const NAME(Lanes) *)(row + g * WIDTH);
+#if WIDTH == 64
+                __asm__("" : "+v"(bytes)); /* loaded once, not for either sum */
+#endif
                 all[g] += bytes;
                 high[g] += bytes >> 8;
             }
@@ -215,8 +248,11 @@ TARGET INLINE int64_t NAME(collect_rows)(const Source *s, const int32_t *under, 
 TARGET static void NAME(sum_rows)(const Source *s, const uint8_t *weight, int64_t block, int64_t pixel,
                                   const uint32_t *lists, const int32_t *counts, uint32_t *rows, int add, int32_t *out)
 {
-    const int64_t n = NAME(collect_rows)(s, s->under + pixel * s->taps, lists, counts, (uint32_t)(s->channels * block),
-                                         rows);
+    const int32_t *under = s->under + pixel * s->taps;
+    const uint32_t *events = rows;
+    int64_t n;
+    if (s->taps > 1) n = NAME(collect_rows)(s, under, lists, counts, (uint32_t)(s->channels * block), rows);
+    else events = lists + *under * (s->channels + SPARE), n = counts[*under]; /* a list of rows already */
     if (!n) {
         if (!add) memset(out, 0, (size_t)block * sizeof *out);
         return;
@@ -226,9 +262,9 @@ TARGET static void NAME(sum_rows)(const Source *s, const uint8_t *weight, int64_
         const uint8_t *from = weight + column;
         int32_t *to = out + column;
         switch ((block - column < COLUMNS ? block - column : COLUMNS) / LANES) {
-        case 1: NAME(add_rows)(from, rows, n, 1 * LANES / WIDTH, shift, add, to); break;
-        case 2: NAME(add_rows)(from, rows, n, (COLUMNS < 128 ? COLUMNS : 128) / WIDTH, shift, add, to); break;
-        default: NAME(add_rows)(from, rows, n, COLUMNS / WIDTH, shift, add, to); break;
+        case 1: NAME(add_rows)(from, events, n, 1 * LANES / WIDTH, shift, add, to); break;
+        case 2: NAME(add_rows)(from, events, n, (COLUMNS < 128 ? COLUMNS : 128) / WIDTH, shift, add, to); break;
+        default: NAME(add_rows)(from, events, n, COLUMNS / WIDTH, shift, add, to); break;
         }
     }
 }
@@ -451,10 +487,26 @@ TARGET static void NAME(write_spikes)(const uint8_t *tile, int64_t block, int64_
 }
 #endif
 
-/* trunc(x keep / 4096) for |x| <= 2^29: x = 4096 high + low, 0 <= low, and high keep needs no rounding. Adding 4095
- * before the shift rounds up, which is toward zero for a negative x. */
-TARGET INLINE NAME(Ints) NAME(decay)(NAME(Ints) x, int32_t keep)
+/* trunc(x keep / 4096), for |x| <= 2^24 where `narrow`, else up to 2^29.
+ *
+ * Narrow: x is a float32, and so is keep / 4096; their product, rounded toward zero, keeps all its integer bits.
+ * Otherwise: x = 4096 high + low, 0 <= low, and high keep needs no rounding. Adding 4095 before the shift rounds up,
+ * which is toward zero for a negative x.
+ */
+TARGET INLINE NAME(Ints) NAME(decay)(NAME(Ints) x, int32_t keep, const int narrow)
 {
+#if WIDTH == 64
+    if (narrow)
+        return (NAME(Ints))_mm512_cvttps_epi32(_mm512_mul_round_ps(_mm512_cvtepi32_ps((__m512i)x),
+                                                                   _mm512_set1_ps((float)keep / 4096),
+                                                                   _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC));
+#elif WIDTH == 32 /* layer_steps() has set the rounding */
+    if (narrow)
+        return (NAME(Ints))_mm256_cvttps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps((__m256i)x),
+                                                             _mm256_set1_ps((float)keep / 4096)));
+#else
+    (void)narrow;
+#endif
     return (x >> 12) * keep + (((x & 4095) * keep + ((x >> 31) & 4095)) >> 12);
 }
 
@@ -471,37 +523,67 @@ TARGET INLINE NAME(Ints) NAME(within)(NAME(Ints) x, int32_t most)
 #endif
 }
 
-/* One step of n neurons (whole vectors): u and v in place, spikes as bits where the vectors are wide, else as bytes. */
-TARGET INLINE void NAME(neurons)(Layer *a, const int32_t *drive, int32_t *u, int32_t *v, const int32_t *bias,
-                                 uint8_t *spikes, int64_t n, const int memory, const int leak, const int may_wrap,
-                                 NAME(Ints) *wraps, NAME(Ints) *saturations)
+/* Count, in each lane, where x and y differ. */
+TARGET INLINE void NAME(tick)(NAME(Ints) *count, NAME(Ints) x, NAME(Ints) y)
 {
+#if WIDTH == 64
+    const __m512i before = (__m512i)*count, one = _mm512_set1_epi32(1);
+    *count = (NAME(Ints))_mm512_mask_add_epi32(before, _mm512_cmpneq_epi32_mask((__m512i)x, (__m512i)y), before, one);
+#else
+    *count -= x != y;
+#endif
+}
+
+/* Steps of n neurons (a multiple of LANES): u and v in place, spikes as bits where the vectors are wide, else as bytes.
+ * Each step has its row of n drives and spikes; the state stays in registers. */
+TARGET INLINE void NAME(neurons)(Layer *a, const int32_t *drive, int32_t *u, int32_t *v, const int32_t *bias,
+                                 uint8_t *spikes, int64_t n, int64_t steps, const int memory, const int leak,
+                                 const int may_wrap, const int narrow, NAME(Ints) *wraps, NAME(Ints) *saturations)
+{
+    enum { EACH = WIDTH / 4, VECTORS = WIDTH == 64 ? 4 : WIDTH == 32 ? 2 : 1 };
     const int32_t keep_u = (int32_t)a->keep_u, keep_v = (int32_t)a->keep_v, threshold = (int32_t)a->threshold;
     const int32_t zero = (int32_t)a->zero, amount = (int32_t)a->amount, v_max = (int32_t)a->limit - 1;
     const uint32_t limit = (uint32_t)a->limit, mask = 2 * limit - 1;
-    for (int64_t i = 0; i < n; i += WIDTH / 4) {
-        NAME(Ints) x = *(const NAME(Ints) *)(drive + i);
-        if (memory) x += NAME(decay)(*(NAME(Ints) *)(u + i), keep_u);
-        if (may_wrap) {
-            const NAME(Ints) exact = x;
-            x = (NAME(Ints))(limit - ((limit - (NAME(Words))exact) & mask));
-            *wraps -= x != exact;
+    NAME(Ints) wrapped = *wraps, saturated = *saturations;
+    for (int64_t i = 0; i < n; i += VECTORS * EACH) {
+        NAME(Ints) us[VECTORS], vs[VECTORS];
+        for (int g = 0; g < VECTORS; g++) {
+            if (memory) us[g] = *(const NAME(Ints) *)(u + i + g * EACH);
+            vs[g] = *(const NAME(Ints) *)(v + i + g * EACH);
         }
-        if (memory) *(NAME(Ints) *)(u + i) = x;
-        const NAME(Ints) before = *(NAME(Ints) *)(v + i);
-        const NAME(Ints) exact = (leak ? NAME(decay)(before, keep_v) : before) + x + *(const NAME(Ints) *)(bias + i);
-        const NAME(Ints) y = NAME(within)(exact, v_max);
-        *saturations -= y != exact;
+        for (int64_t step = 0; step < steps; step++)
+#pragma GCC unroll 4
+            for (int g = 0; g < VECTORS; g++) {
+                const int64_t at = step * n + i + g * EACH;
+                NAME(Ints) x = *(const NAME(Ints) *)(drive + at);
+                if (memory) x += NAME(decay)(us[g], keep_u, narrow);
+                if (may_wrap) {
+                    const NAME(Ints) exact = x;
+                    x = (NAME(Ints))(limit - ((limit - (NAME(Words))exact) & mask));
+                    NAME(tick)(&wrapped, x, exact);
+                }
+                if (memory) us[g] = x;
+                const NAME(Ints) kept = leak ? NAME(decay)(vs[g], keep_v, narrow) : vs[g];
+                const NAME(Ints) exact = kept + x + *(const NAME(Ints) *)(bias + i + g * EACH);
+                const NAME(Ints) y = NAME(within)(exact, v_max);
+                NAME(tick)(&saturated, y, exact);
 #if WIDTH == 64
-        const __mmask16 fired = _mm512_cmpgt_epi32_mask((__m512i)y, _mm512_set1_epi32(threshold));
-        memcpy(spikes + i / 8, &fired, sizeof fired);
-        *(__m512i_u *)(v + i) = _mm512_mask_sub_epi32((__m512i)y, fired, (__m512i)y, (__m512i)((y & zero) | amount));
+                const __mmask16 fired = _mm512_cmpgt_epi32_mask((__m512i)y, _mm512_set1_epi32(threshold));
+                memcpy(spikes + (uint64_t)at / 8, &fired, sizeof fired);
+                vs[g] = (NAME(Ints))_mm512_mask_sub_epi32((__m512i)y, fired, (__m512i)y, (__m512i)((y & zero) | amount));
 #else
-        const NAME(Ints) fired = y > threshold;
-        *(NAME(Few) *)(spikes + i) = __builtin_convertvector(fired & 1, NAME(Few));
-        *(NAME(Ints) *)(v + i) = y - (fired & ((y & zero) | amount));
+                const NAME(Ints) fired = y > threshold;
+                *(NAME(Few) *)(spikes + at) = __builtin_convertvector(fired & 1, NAME(Few));
+                vs[g] = y - (fired & ((y & zero) | amount));
 #endif
+            }
+        for (int g = 0; g < VECTORS; g++) {
+            if (memory) *(NAME(Ints) *)(u + i + g * EACH) = us[g];
+            *(NAME(Ints) *)(v + i + g * EACH) = vs[g];
+        }
     }
+    *wraps = wrapped;
+    *saturations = saturated;
 }
 
 /* What the rows of a tile are: pixels of one image, or the steps of a sample whose image is a single pixel. */
@@ -569,21 +651,24 @@ TARGET static void NAME(trace_row)(const Layer *a, int64_t at, int64_t targets, 
     }
 }
 
-/* The neurons of a tile, row by row, and their spikes to where they belong. */
+/* The neurons of a tile, and their spikes to where they belong: all its steps at once, or row by row. */
 TARGET INLINE void NAME(update_tile)(Layer *a, const NAME(Tile) *tile, int64_t b, const int32_t *drive,
-                                     uint8_t *spikes, const int memory, const int leak, const int may_wrap)
+                                     uint8_t *spikes, const int memory, const int leak, const int may_wrap,
+                                     const int narrow)
 {
     const int64_t block = a->block, blocks = (a->targets + block - 1) / block, single = a->pixels == 1;
     const int64_t targets = a->targets - b * block < block ? a->targets - b * block : block;
+    const int traced = memory && a->v_trace;
+    const int64_t steps = single && !traced ? tile->rows : 1;
     NAME(Ints) wraps = {0}, saturations = {0};
-    for (int64_t r = 0; r < tile->rows; r++) {
+    for (int64_t r = 0; r < tile->rows; r += steps) {
         const int64_t pixel = single ? 0 : tile->pixel + r, step = tile->step + (single ? r : 0);
         const int64_t at = ((tile->sample * blocks + b) * a->pixels + pixel) * block;
         const int32_t *bias = a->bias + (a->bias_per_pixel ? b * a->pixels + pixel : b) * block;
         int32_t *u = memory ? a->u + at : NULL, *v = a->v + at;
-        NAME(neurons)(a, drive + r * block, u, v, bias, spikes + r * block / (WIDTH == 64 ? 8 : 1), block, memory, leak, may_wrap, &wraps,
-                      &saturations);
-        if (memory && a->v_trace)
+        NAME(neurons)(a, drive + r * block, u, v, bias, spikes + r * block / (WIDTH == 64 ? 8 : 1), block, steps, memory,
+                      leak, may_wrap, narrow, &wraps, &saturations);
+        if (traced)
             NAME(trace_row)(a, step * a->trace_step + tile->sample * a->trace_sample + b * block * a->pixels + pixel,
                             targets, drive + r * block, u, v);
     }
@@ -600,12 +685,16 @@ TARGET static void NAME(run_tile)(Layer *a, const NAME(Tile) *tile, int64_t b, u
                                   uint8_t *spikes)
 {
     NAME(sum_tile)(a, tile, b, rows, drive);
-    const int leak = a->keep_v != 4096;
-    if (a->u && leak) NAME(update_tile)(a, tile, b, drive, spikes, 1, 1, 1);
-    else if (a->u) NAME(update_tile)(a, tile, b, drive, spikes, 1, 0, 1);
-    else if (leak) NAME(update_tile)(a, tile, b, drive, spikes, 0, 1, 1);
-    else if (a->may_wrap) NAME(update_tile)(a, tile, b, drive, spikes, 0, 0, 1);
-    else NAME(update_tile)(a, tile, b, drive, spikes, 0, 0, 0);
+    const int leak = a->keep_v != 4096, narrow = WIDTH > 16 && a->limit <= 1 << 24;
+    if (a->u && leak && narrow && a->may_wrap) NAME(update_tile)(a, tile, b, drive, spikes, 1, 1, 1, 1);
+    else if (a->u && leak && narrow) NAME(update_tile)(a, tile, b, drive, spikes, 1, 1, 0, 1);
+    else if (a->u && leak) NAME(update_tile)(a, tile, b, drive, spikes, 1, 1, 1, 0);
+    else if (a->u && narrow) NAME(update_tile)(a, tile, b, drive, spikes, 1, 0, 1, 1);
+    else if (a->u) NAME(update_tile)(a, tile, b, drive, spikes, 1, 0, 1, 0);
+    else if (leak && narrow) NAME(update_tile)(a, tile, b, drive, spikes, 0, 1, 1, 1);
+    else if (leak) NAME(update_tile)(a, tile, b, drive, spikes, 0, 1, 1, 0);
+    else if (a->may_wrap) NAME(update_tile)(a, tile, b, drive, spikes, 0, 0, 1, 1);
+    else NAME(update_tile)(a, tile, b, drive, spikes, 0, 0, 0, 1);
 }
 
 /* Events of one image of every source; none before the step at which the first ones arrive. */
@@ -627,7 +716,7 @@ TARGET static void NAME(list_image)(Layer *a, int64_t image, int64_t sample, int
 #if WIDTH == 64
         else if (s->one_to_one) NAME(list_bits)(x, s->channels, s->pixels_in, s->bits + image * words);
 #endif
-        else NAME(list_events)(x, s->channels, s->pixels_in, unit, s->bits + image * words, lists, counts);
+        else NAME(list_events)(x, s->channels, s->pixels_in, unit, a->vbmi2, s->bits + image * words, lists, counts);
         if (!s->factors) continue;
         int64_t events = 0;
         for (int64_t p = 0; p < s->pixels_in; p++) events += counts[p];
@@ -636,6 +725,17 @@ TARGET static void NAME(list_image)(Layer *a, int64_t image, int64_t sample, int
         NAME(spread)(s, unit, lists, counts, s->bytes + image * size);
         s->dense[image] = 1;
         a->products++;
+    }
+}
+
+/* Ask for an image of a single pixel before it is read: those of one sample lie far apart. */
+TARGET INLINE void NAME(foresee)(const Layer *a, int64_t sample, int64_t step)
+{
+    for (int64_t i = 0; i < a->n_sources; i++) {
+        const Source *s = a->sources + i;
+        if (s->pixels_in > 1 || step < s->silent) continue;
+        const uint8_t *x = s->x + (step - s->silent) * s->x_step + sample * s->x_sample;
+        for (int64_t c = 0; c < s->channels; c += 64) __builtin_prefetch(x + c);
     }
 }
 
@@ -687,7 +787,10 @@ TARGET static __attribute__((noinline)) void NAME(advance)(Layer *a, int64_t sta
     const int64_t steps = stop - start, images = steps * a->samples, single = a->pixels == 1, span = PIXELS(a->block);
     for (int64_t first = 0; first < images; first += a->together) {
         const int64_t last = images - first < a->together ? images : first + a->together;
-        for (int64_t i = first; i < last; i++) NAME(list_image)(a, i - first, i / steps, start + i % steps);
+        for (int64_t i = first; i < last; i++) {
+            if (i + AHEAD < last) NAME(foresee)(a, (i + AHEAD) / steps, start + (i + AHEAD) % steps);
+            NAME(list_image)(a, i - first, i / steps, start + i % steps);
+        }
         for (int64_t b = a->first_block; b < a->last_block; b++) { /* weights of one block stay in the cache */
             for (int64_t i = first; i < last;) {
                 NAME(Tile) tile = {i / steps, start + i % steps, 0, 1, i - first};
@@ -713,6 +816,10 @@ TARGET static __attribute__((noinline)) void NAME(advance)(Layer *a, int64_t sta
 TARGET static int NAME(layer_steps)(Layer *layers, int64_t n, int64_t stride)
 {
     int done = 1;
+#if WIDTH == 32
+    const unsigned rounding = _mm_getcsr();
+    _mm_setcsr(_MM_MASK_MASK | _MM_ROUND_TOWARD_ZERO); /* for decay(), the only floating point here */
+#endif
     for (int64_t i = 0; i < n; i++) done = NAME(make_room)(layers + i, stride) && done;
     int64_t before = n > 1 ? nanoseconds() : 0;
     for (int64_t step = 0; done && step < layers->steps; step += stride)
@@ -723,5 +830,8 @@ TARGET static int NAME(layer_steps)(Layer *layers, int64_t n, int64_t stride)
             layers[i].nanoseconds += now - before;
             before = now;
         }
+#if WIDTH == 32
+    _mm_setcsr(rounding);
+#endif
     return done;
 }

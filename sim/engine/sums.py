@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ...arithmetic import synapse_sum
-from ...bounds import largest_sum
+from ...bounds import largest_sum, population_bounds
 from ...network import INPUT, Connection, Conv2d, Dense, Network, Population, Scale, Shape, Synapse
 from . import kernels
 from .packing import Layout, Packed, lay_out, pack
@@ -61,7 +61,7 @@ class Synapses:
     layout : Layout
         Of its neurons there.
     may_wrap : bool
-        Whether the sum of all that arrives can leave the state's width.
+        Whether the current can leave the state's width.
     bias : int32 [blocks, 1, block] or [*layout.shape]
         One value per channel, or per neuron.
     dtype : float32, float64 or int64
@@ -80,7 +80,7 @@ class Synapses:
         self.compiled = kernels.fits(population, largest)
         by_spikes = [c.synapse for c in connections if c.source != INPUT or network.input.binary]
         self.layout = lay_out(population, by_spikes)
-        self.may_wrap = largest > population.v_max
+        self.may_wrap = population_bounds(network, population).can_wrap
         self.bias = _arranged_bias(population, self.layout)
         layout = self.layout if self.compiled else None
         self.prepared = [_prepare(network, population, c, self.dtype, layout) for c in connections]
@@ -158,9 +158,9 @@ class LayerSums:
         return found
 
     def _as_spikes(self, prepared: Prepared, x: Array) -> npt.NDArray[np.uint8]:
-        """Binary input as bytes of 0 and 1, which the kernel relies on; in a buffer of this thread."""
-        if prepared.connection.source != INPUT:
-            return x
+        """Binary input as bytes: as they are, or in a buffer of this thread."""
+        if prepared.connection.source != INPUT or (x.dtype in (np.bool_, np.uint8) and x[:1, :1].flags.c_contiguous):
+            return x.view(np.uint8)
         fired = _buffer(prepared.connection.name, x.size, np.bool_).reshape(x.shape)
         np.copyto(fired, x, casting="unsafe")
         return fired.view(np.uint8)
