@@ -105,7 +105,8 @@ class _Product(torch.autograd.Function):
         kept = (x.dtype, weight.dtype)
         x, weight, grad = (_for_products(t, ctx.dtype) for t in (x, weight, grad))
         wanted = ctx.needs_input_grad[:2]
-        match ctx.synapse:
+        synapse: Synapse = ctx.synapse
+        match synapse:
             case Dense():
                 rows = grad.flatten(1)
                 to_x = (rows @ weight).reshape(x.shape) if wanted[0] else None
