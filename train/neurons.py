@@ -136,7 +136,7 @@ class Region(IntEnum):
 
 
 def _regions(inside: Tensor, above: Tensor) -> Tensor:
-    return inside.to(torch.uint8).masked_fill_(above, Region.ABOVE)
+    return inside.view(torch.uint8).add_(above.view(torch.uint8), alpha=Region.ABOVE.value)
 
 
 class Neuron(nn.Module):
@@ -204,7 +204,9 @@ class Neuron(nn.Module):
 
     def clamp_gradient(self, g: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
         """From the gradient to the mean of what is sent, that to the mean current and that to the threshold."""
-        return g * (region == Region.INSIDE), self.gradient_scale * (g * (region == Region.ABOVE)).sum()
+        # The bits of a region are masks. A product with one of g's own type is several times as fast as with a bool.
+        inside, above = (region & 1).to(g.dtype), (region >> 1).to(g.dtype)
+        return g * inside, self.gradient_scale * (g * above).sum()
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -247,7 +249,8 @@ class IFNeuron(Neuron):
 
     def region(self, mean: Tensor) -> Tensor:
         """Of ``clamp(Ibar, 0, th)``; the interval is closed, as in the official code."""
-        return _regions((mean >= 0) & (mean <= self.threshold), mean > self.threshold)
+        # What is above the threshold is above 0 as well: 0 + 0, 1 + 0, 1 + 1.
+        return (mean >= 0).view(torch.uint8).add_((mean > self.threshold).view(torch.uint8))
 
 
 class LIFNeuron(Neuron):
