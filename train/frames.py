@@ -88,8 +88,6 @@ class Frames(ABC):
         Most values of one sample and step that exist at once while these are computed.
     sliceable : bool
         Some channels can be had without computing the others.
-    sources : tuple of Weighted
-        The weights whose sums these are.
     uniform : bool
         The gradient arriving here must be the same at all steps.
     """
@@ -99,8 +97,13 @@ class Frames(ABC):
         self.shape = shape
         self.widest = max([math.prod(shape), *(b.widest for b in behind)])
         self.sliceable = all(b.sliceable for b in behind)
-        self.sources: tuple[Weighted, ...] = tuple(s for b in behind for s in b.sources)
+        self._sources: tuple[Weighted, ...] = tuple(s for b in behind for s in b.sources)
         self.uniform = any(b.uniform for b in behind)
+
+    @property
+    def sources(self) -> tuple[Weighted, ...]:
+        """The weights whose sums these are."""
+        return self._sources
 
     def at(self, part: Part) -> Tensor:
         """Values at all steps of some samples and channels ``[T*b, c, ...]``; not to be changed."""
@@ -210,7 +213,7 @@ class Dropped(Frames):
     @torch.no_grad()
     def __init__(self, window: Window, source: Frames, dropout: nn.Dropout) -> None:
         super().__init__(window, source.shape, source)
-        self.sources, self.uniform = (), True
+        self._sources, self.uniform = (), True
         self._source = source
         # Drawn for all steps at once, as without pieces.
         like = source.at((slice(0, 1), ALL))
@@ -257,7 +260,7 @@ class Mapped(Frames):
         self._source, self._module = source, module
         if not isinstance(module, nn.Identity):
             # Pooled sums: the gradient of a batch normalization after this is not one number a channel times x[n].
-            self.uniform, self.sources = self.uniform or bool(self.sources), ()
+            self.uniform, self._sources = self.uniform or bool(self.sources), ()
         self.sliceable = self.sliceable and not isinstance(module, nn.Flatten)
 
     def _at(self, part: Part) -> Tensor:
@@ -306,7 +309,7 @@ class FrozenNorm(Frames):
 
     def __init__(self, window: Window, source: Frames, norm: Norm) -> None:
         super().__init__(window, source.shape, source)
-        self.sources, self.uniform = (), True
+        self._sources, self.uniform = (), True
         self._source, self._norm = source, norm
 
     def _at(self, part: Part) -> Tensor:
@@ -371,13 +374,17 @@ class Weighted(Frames):
             geometry: Any = (weights.stride, weights.padding, weights.dilation, weights.groups)
             shape = tuple(F.conv2d(like, weights.weight.detach().to("meta"), None, *geometry).shape[1:])
         super().__init__(window, shape, source)
-        self.uniform = self.uniform or bool(self.sources)
-        self.sources = (self,)
+        self.uniform = self.uniform or bool(source.sources)
         self.sliceable = not (isinstance(weights, nn.Conv2d) and weights.groups > 1) and len(shape) in (1, 3)
         self._source, self._weights = source, weights
         self._covariance: Tensor | None = None
         self._bias_covariance: Tensor | None = None
         self._probe: Tensor | None = None
+
+    @property
+    def sources(self) -> tuple[Weighted, ...]:
+        """These weights. Not an attribute: a cycle of references would keep the spikes until Python looks for such."""
+        return (self,)
 
     @property
     def probe(self) -> Tensor:
@@ -488,7 +495,7 @@ class TrainedNorm(Frames):
 
     def __init__(self, window: Window, source: Frames, norm: Norm) -> None:
         super().__init__(window, source.shape, source)
-        self.sources, self.uniform = (), True
+        self._sources, self.uniform = (), True
         self._source, self._norm = source, norm
         self._dense: Tensor | None = None
         self._saved: tuple[Tensor, ...] = ()
