@@ -118,7 +118,7 @@ def test_an_executor_tells_means_by_membranes_and_by_sums(case, data):
     populations = [
         replace(p, dv=0, du=data.draw(st.sampled_from((4096, 100))))
         if p.reset == "subtract"
-        else replace(p, dv=data.draw(st.sampled_from((0, 4096))), du=4096)
+        else replace(p, dv=data.draw(st.sampled_from((0, 300, 4096))), du=4096)
         for p in network.populations
     ]
     assert_same_training(replace(network, populations=populations), x, fast, 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ExecutionError, UnsupportedError
 from ..network import DECAY_ONE, INPUT, IntArray, Network, Population
 from ..recording import Executor, Recording, joined
-from .integer_forward import Outcome, input_sum, is_constant, leaks, run
+from .integer_forward import Outcome, input_sum, is_constant, leaks, run, step_weights, weighted_sum
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -115,7 +115,7 @@ def _keeps_all(p: Population) -> bool:
 
 
 def _sums_tell(p: Population) -> bool:
-    return p.du == DECAY_ONE and not leaks(p)
+    return p.du == DECAY_ONE
 
 
 def outcome(network: Network, x: IntArray, recording: Recording) -> Outcome | None:
@@ -140,19 +140,24 @@ def outcome(network: Network, x: IntArray, recording: Recording) -> Outcome | No
     given, steps = torch.from_numpy(x), network.steps
     found = seen(recording)
     found.mean_sent[INPUT] = given.float() if is_constant(network, given) else given.mean(0, dtype=torch.float32)
+    weights = {c.name: torch.tensor(c.synapse.weight) for c in network.connections}
     for p in network.populations:
         if not p.spikes:
             continue
-        counts = torch.from_numpy(recording.spikes[p.name].sum(0, dtype=np.uint8 if steps < 2**8 else np.int32))
+        if leaks(p):
+            sent, total = weighted_sum(found.spikes[p.name], step_weights(p, steps)), 1
+        else:
+            counts = recording.spikes[p.name].sum(0, dtype=np.uint8 if steps < 2**8 else np.int32)
+            sent, total = torch.from_numpy(counts), steps
         v = found.v_final.get(p.name)
         if v is not None and _keeps_all(p) and recording.saturations.get(p.name) == 0:
             narrow = p.v_max * 2 + p.reset_amount * steps < 2**31
-            came = counts.to(torch.int32 if narrow else torch.int64).mul_(p.reset_amount).add_(v).sub_(p.v_init)
-        elif _sums_tell(p) and recording.wraps.get(p.name) == 0:
-            came = input_sum(network, p, found.spikes | {INPUT: given})
+            came = sent.to(torch.int32 if narrow else torch.int64).mul_(p.reset_amount).add_(v).sub_(p.v_init)
+        elif _sums_tell(p) and (leaks(p) or recording.wraps.get(p.name) == 0):
+            came = input_sum(network, p, found.spikes | {INPUT: given}, weights, torch.tensor(p.bias))
         else:
             return None
-        found.mean_sent[p.name], found.mean_input[p.name] = counts.float().div_(steps), came.float().div_(steps)
+        found.mean_sent[p.name], found.mean_input[p.name] = sent.float().div_(total), came.float().div_(total)
     return found
 
 

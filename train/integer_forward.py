@@ -10,7 +10,7 @@ input at a time. Spikes, membranes and overflow counts are those of :mod:`lapill
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -41,7 +41,8 @@ class Outcome:
     mean_sent : dict of float32 [B, *shape]
         (Weighted) mean of what a population, or the input, sends.
     mean_input : dict of float32 [B, *shape]
-        (Weighted) mean of ``u + b``, state units. Without leak in the membrane, both are exact sums, divided once.
+        (Weighted) mean of ``u + b``, state units (of ``I 2^f + b``, before it wraps, where the membrane leaks and the
+        current has no memory). Without leak in the membrane, both means are exact sums, divided once.
     """
 
     spikes: dict[str, Tensor] = field(default_factory=dict)
@@ -285,31 +286,52 @@ def is_constant(network: Network, x: Tensor) -> bool:
     return x.ndim == len(network.input.shape) + 1
 
 
-def input_sum(network: Network, p: Population, sent: Mapping[str, Tensor]) -> Tensor:
-    """Sum of ``u + b`` over all steps, exact, of a population without memory in its current, where nothing wraps.
+def weighted_sum(x: Tensor, weight_of_step: Sequence[float] | None) -> Tensor:
+    """Sum over steps ``[T, B, ...]``: float32, weighted, or of integers, exact."""
+    if weight_of_step is None:
+        return x.sum(0)
+    total = torch.zeros(x.shape[1:], dtype=torch.float32, device=x.device)
+    for weight, frame in zip(weight_of_step, x, strict=True):
+        total += weight * frame
+    return total
+
+
+def input_sum(
+    network: Network, p: Population, sent: Mapping[str, Tensor], weights: Mapping[str, Tensor], bias: Tensor
+) -> Tensor:
+    """(Weighted) sum over all steps of ``I 2^f + b``: ``u + b`` where the current has no memory and nothing wraps.
+
+    One product for each connection. Exact, if the membrane does not leak; weights of steps are as :func:`step_weights`
+    has them.
 
     Parameters
     ----------
     network : Network
-        With the integers that were run.
     p : Population
-        ``du = 4096``
     sent : by source, integers [T, B, *shape], or the input [B, *shape]
-        On the CPU.
+    weights : by connection name, integers in any dtype
+    bias : integers
 
     Returns
     -------
     float64 [B, *shape]
+        float32 on a device without float64.
     """
-    total = network.steps * torch.tensor(p.bias).double()
+    each = step_weights(p, network.steps) if leaks(p) else None
+    wide = torch.float64 if _has_float64(bias.device) else torch.float32
+    total = (1 if each else network.steps) * bias.to(wide)
     for c in network.incoming(p.name):
-        steps, x = network.steps - c.delay, sent[c.source]
-        x = x * max(0, steps) if c.source == INPUT and is_constant(network, x) else x[: max(0, steps)].sum(0)
-        narrow = max(1, steps) * _largest_sum(network, c) < 2**24
-        weight = torch.tensor(c.synapse.weight, dtype=torch.float32 if narrow else torch.float64)
+        steps, x = max(0, network.steps - c.delay), sent[c.source]
+        late = each[network.steps - steps :] if each else None
+        if c.source == INPUT and is_constant(network, x):
+            x = x.to(wide) * (math.fsum(late) if late is not None else steps)
+        else:
+            x = weighted_sum(x[:steps], late)
+        narrow = each is not None or max(1, steps) * _largest_sum(network, c) < 2**24
+        weight = weights[c.name].to(bias.device, torch.float32 if narrow else wide)
         with exact_products(x.device):
             product = synapse_sum(c, weight, x.to(weight.dtype), p.shape)
-        total = total + product.double() * 2.0 ** weight_shift(p, c)
+        total = total + product.to(wide) * 2.0 ** weight_shift(p, c)
     return total
 
 
@@ -342,8 +364,10 @@ class _Layer:
         }
         if p.spikes:
             sent[p.name] = zeros.new_zeros((network.steps, *zeros.shape), dtype=torch.uint8)
-        self.means = means
+        self.means, self.weights = means, weights
         self.weight_of_step = step_weights(p, network.steps) if leaks(p) else None
+        # What leaks and has no memory in its current is summed at the end; elsewhere a current may wrap, and counts.
+        self.sums_inputs = means and not (leaks(p) and p.du == DECAY_ONE)
         sums = torch.float32 if leaks(p) else torch.float64 if _has_float64(device) else torch.int64
         self.sent_sum, self.input_sum = (torch.zeros_like(zeros, dtype=dtype) for dtype in (torch.float32, sums))
         self.traces: dict[str, list[Tensor]] | None = {"current": [], "u": [], "v": []} if traced else None
@@ -362,7 +386,8 @@ class _Layer:
                 self.sent[p.name][n] = step.fired
             if self.means:
                 weight = self.weight_of_step[n] if self.weight_of_step else 1
-                self.input_sum += weight * (u + self.bias)
+                if self.sums_inputs:
+                    self.input_sum += weight * (u + self.bias)
                 if step.fired is not None:
                     self.sent_sum += weight * step.fired
             if self.traces:
@@ -375,6 +400,8 @@ class _Layer:
         name = self.p.name
         out.v_final[name] = self.v
         if self.means:
+            if not self.sums_inputs:
+                self.input_sum = input_sum(self.network, self.p, self.sent, self.weights, self.bias)
             total = 1 if self.weight_of_step else self.network.steps
             out.mean_sent[name], out.mean_input[name] = (s.float() / total for s in (self.sent_sum, self.input_sum))
         if count:
