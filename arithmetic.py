@@ -59,7 +59,7 @@ class Step(NamedTuple):
 
     u: IntArray  # current after the step
     v: IntArray  # membrane after the reset
-    spikes: npt.NDArray[np.bool_]
+    spikes: IntArray  # what is sent: 0 and 1, or payloads
     wrapped: npt.NDArray[np.bool_]  # the current left the state width
     saturated: npt.NDArray[np.bool_]  # the membrane left the state width
     exact_u: IntArray  # current before it was wrapped
@@ -93,10 +93,15 @@ def neuron_step(
     v = _LIMITS[policy.membrane](exact_v, bits)
     wrapped, saturated = u != exact_u, v != exact_v
     if population.reset == "none":
-        return Step(u, v, np.zeros(v.shape, np.bool_), wrapped, saturated, exact_u, exact_v)
-    spikes = v > population.threshold
+        return Step(u, v, np.zeros_like(v), wrapped, saturated, exact_u, exact_v)
+    spikes = payload(population, v) * (v > population.threshold)
     v = np.where(spikes, 0, v) if population.reset == "zero" else v - population.reset_amount * spikes
     return Step(u, v, spikes, wrapped, saturated, exact_u, exact_v)
+
+
+def payload(population: Population, v: IntArray) -> IntArray:
+    """What a spike at the charged membrane ``v`` carries: ``clip(floor(v / 2^g), 1, m)``, 1 for plain spikes."""
+    return np.clip(v >> population.payload_shift, 1, population.payload_max)
 
 
 @singledispatch

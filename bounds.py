@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .network import DECAY_ONE, INPUT, Connection, Conv2d, Dense, IntArray, Network, Population, Scale
+from .network import DECAY_ONE, Connection, Conv2d, Dense, IntArray, Network, Population, Scale
 from .overflow import OverflowPolicy
 
 
 def source_range(network: Network, connection: Connection) -> tuple[int, int]:
     """Smallest and largest value that one source neuron can send over a connection in one step."""
-    return (network.input.low, network.input.high) if connection.source == INPUT else (0, 1)
+    return network.sent_range(connection.source)
 
 
 def synapse_bounds(network: Network, connection: Connection) -> tuple[int, int]:
@@ -78,11 +78,22 @@ def _accumulated(low: int, high: int, decay: int, steps: int, start: int = 0) ->
     return lowest, highest
 
 
+def lowest_after_reset(population: Population) -> int:
+    """Lowest membrane that a reset leaves: 0, or ``v - rho s`` at the least ``v`` that fires with the payload ``s``."""
+    if population.reset == "zero":
+        return 0
+    p, least = population, population.threshold + 1
+    first = max(1, min(least >> p.payload_shift, p.payload_max))
+    # The others begin at v = s 2^g, where v - rho s is linear in s: one of its ends is the lowest.
+    others = [s for s in (first + 1, p.payload_max) if first < s <= p.payload_max]
+    return min(v - p.reset_amount * s for s, v in [(first, least), *((s, s << p.payload_shift) for s in others)])
+
+
 def population_bounds(network: Network, population: Population) -> PopulationBounds:
     """Worst case of a population over one sample window of ``network.steps`` steps.
 
-    The membrane's bound ignores the reset below (a reset only lowers a positive membrane, at most by ``rho`` to
-    ``theta - rho``), so it is safe, not always tight.
+    The membrane's bound ignores the reset below (a reset only lowers a positive membrane, at most to
+    :func:`lowest_after_reset`), so it is safe, not always tight.
     """
     low = high = 0
     for connection in network.incoming(population.name):
@@ -95,9 +106,8 @@ def population_bounds(network: Network, population: Population) -> PopulationBou
     if can_wrap:
         u_low, u_high = -limit + 1, limit
     b_low, b_high = int(population.bias.min()), int(population.bias.max())
-    # A reset may leave the membrane lower than it ever was without one: just above theta - rho, or at 0.
-    after_reset = {"subtract": population.threshold - population.reset_amount, "zero": 0, "none": population.v_init}
-    lowest_start = min(population.v_init, after_reset[population.reset])
+    # A reset may leave the membrane lower than it ever was without one.
+    lowest_start = min(population.v_init, lowest_after_reset(population)) if population.spikes else population.v_init
     v_low, _ = _accumulated(u_low + b_low, 0, population.dv, network.steps, lowest_start)
     _, v_high = _accumulated(0, u_high + b_high, population.dv, network.steps, population.v_init)
     return PopulationBounds(

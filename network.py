@@ -3,13 +3,14 @@
 A :class:`Network` has one meaning, and every executor gives exactly this meaning. Per time step ``n = 1..T``,
 populations in topological order (spikes cross all layers within one step, as in training)::
 
-    I = sum over incoming connections of W x 2^e        exact; x = spikes (0/1) or the quantized input
+    I = sum over incoming connections of W x 2^e        exact; x = what the source sends: s, or the quantized input
     u = trunc(u (4096 - du) / 4096) + I 2^f             trunc: toward zero; du = 4096: no current memory
     v = trunc(v (4096 - dv) / 4096) + u + b             dv = 0: integrate without leak
     s = 1 where v > theta, else 0                       strict, as in Loihi, Lava and NIR
+        graded: clip(floor(v / 2^g), 1, m) for the 1    g, m: payload_shift, payload_max; m = 1 is a plain spike
     reset "subtract": v = v - rho s                     soft reset; rho need not equal theta
     reset "zero":     v = 0 where s                     hard reset
-    reset "none":     v stays; a readout accumulator, it does not spike
+    reset "none":     v stays; a readout accumulator, it sends nothing
 
 ``u`` wraps and ``v`` saturates at the population's state width. :mod:`lapilli.arithmetic` is this text as code.
 """
@@ -37,7 +38,7 @@ ReadoutKind: TypeAlias = Literal["count", "weighted_count", "membrane"]
 
 __all__ = [
     "DECAY_ONE",
-    "FORMAT_VERSION",
+    "FORMAT_VERSIONS",
     "INPUT",
     "WEIGHTED_COUNT_ONE",
     "Connection",
@@ -54,13 +55,19 @@ __all__ = [
     "from_structure",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # a network has the lowest that can say it: 2 where a population sends graded spikes
 INPUT = "input"  # the name by which connections refer to the network's input
 DECAY_ONE = 4096  # decays are 12-bit fractions: du = 4096 forgets everything, dv = 0 forgets nothing
 MAX_STEPS = 2**20
 WEIGHTED_COUNT_ONE = 2**20  # weight of a spike at the last step in a weighted count
 
+MAX_PAYLOAD = 2**23  # of a graded spike, as of an input: messages have 24 bits with sign (Lava's num_message_bits)
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+
+_POPULATION_INTEGERS = (
+    "threshold", "reset_amount", "du", "dv", "v_init", "payload_max", "payload_shift", "fraction_bits", "state_bits",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,6 +90,12 @@ class Population:
         ``b`` in state units, added to the membrane at every step.
     v_init : int
         Membrane at the start of every sample window, state units. The current starts at 0.
+    payload_max : int
+        ``m``: the largest integer that a spike carries. 1: a plain spike, 0 or 1. More: graded spikes, below 2^23 (24
+        bits with sign, as the input's integers); with reset "subtract", ``rho`` is subtracted once for each unit sent.
+    payload_shift : int
+        ``g``: a graded spike carries ``floor(v / 2^g)`` of the charged membrane, at least 1 and at most ``m``; ``g =
+        fraction_bits`` sends the membrane in the units of currents. 0 without graded spikes.
     fraction_bits : int
         ``f``: a current of 1 weighs ``2^f`` state units (6 on Loihi).
     state_bits : int
@@ -101,6 +114,8 @@ class Population:
     dv: int = 0
     bias: IntArray = field(default_factory=lambda: np.zeros((1,), np.int64))
     v_init: int = 0
+    payload_max: int = 1
+    payload_shift: int = 0
     fraction_bits: int = 6
     state_bits: int = 24
     scale: float | None = None
@@ -115,7 +130,7 @@ class Population:
         shape = tuple(as_int(f"{where}: shape", d) for d in self.shape)
         check_shape(where, shape)
         object.__setattr__(self, "shape", shape)
-        for name in ("threshold", "reset_amount", "du", "dv", "v_init", "fraction_bits", "state_bits"):
+        for name in _POPULATION_INTEGERS:
             object.__setattr__(self, name, as_int(f"{where}: {name}", getattr(self, name)))
         check(
             self.reset in ("subtract", "zero", "none"), f"{where}: reset {self.reset!r} is not subtract, zero or none"
@@ -138,6 +153,7 @@ class Population:
                 self.reset_amount == 0,
                 f"{where}: reset_amount {self.reset_amount} with reset {self.reset!r}; it belongs to 'subtract'",
             )
+        self._check_payload(where)
         bias = as_integers(f"{where}: bias", self.bias, -self.v_max, self.v_max)
         try:
             np.broadcast_to(bias, shape)
@@ -148,10 +164,43 @@ class Population:
             object.__setattr__(self, "scale", float(self.scale))
             check(math.isfinite(self.scale) and self.scale > 0, f"{where}: scale {self.scale} is not a positive number")
 
+    def _check_payload(self, where: str) -> None:
+        m, g = self.payload_max, self.payload_shift
+        if m == 1:
+            check(g == 0, f"{where}: payload_shift {g} without graded spikes; give payload_max above 1, or 0 here")
+            return
+        check(
+            self.spikes,
+            f"{where}: payload_max {m} with reset 'none', which sends nothing; use 'subtract' with "
+            "reset_amount 0 to send without a reset",
+        )
+        check(1 < m < MAX_PAYLOAD, f"{where}: payload_max {m} is outside 1..{MAX_PAYLOAD - 1} (24 bits with sign)")
+        check(0 <= g < self.state_bits, f"{where}: payload_shift {g} is outside 0..{self.state_bits - 1}")
+        check(
+            m <= self.v_max >> g,
+            f"{where}: payload_max {m} is out of the membrane's reach, {self.v_max} >> {g} = {self.v_max >> g}; "
+            "lower payload_max or payload_shift",
+        )
+        check(
+            m * self.reset_amount <= self.v_max,
+            f"{where}: a spike of {m} subtracts {m} x {self.reset_amount}, more than {self.v_max}; lower payload_max "
+            "or reset_amount",
+        )
+
     @property
     def size(self) -> int:
         """Number of neurons."""
         return math.prod(self.shape)
+
+    @property
+    def graded(self) -> bool:
+        """Whether spikes carry integers beyond 1."""
+        return self.payload_max > 1
+
+    @property
+    def spike_dtype(self) -> type[np.uint8 | np.int32]:
+        """Type in which what it sends is recorded: uint8 for 0 and 1, int32 for graded spikes."""
+        return np.int32 if self.graded else np.uint8
 
     @property
     def v_max(self) -> int:
@@ -160,7 +209,7 @@ class Population:
 
     @property
     def spikes(self) -> bool:
-        """Whether the population emits spikes (reset is not "none")."""
+        """Whether the population sends spikes, plain or graded (reset is not "none")."""
         return self.reset != "none"
 
 
@@ -242,7 +291,7 @@ class Input:
         for name in ("low", "high"):
             object.__setattr__(self, name, as_int(f"input: {name}", getattr(self, name)))
         check(
-            -(2**23) <= self.low < self.high < 2**23,
+            -MAX_PAYLOAD <= self.low < self.high < MAX_PAYLOAD,
             f"input: range {self.low}..{self.high} is empty or wider than 24 bits",
         )
         for name in ("scale", "zero"):
@@ -304,7 +353,7 @@ class Readout:
     kind : {"count", "weighted_count", "membrane"}
         Spike counts; spike counts weighted by ``(1 - decay/4096)^(T - n)`` (DSR-LIF's weighted firing rate, in
         integers, see :func:`lapilli.recording.scores`); the membrane of a population with reset "none" after the
-        last step.
+        last step. A graded spike counts as much as it carries.
     decay : int
         Only for "weighted_count": the decay in 1/4096 per step.
     """
@@ -529,6 +578,19 @@ class Network:
         """Connections out of a population or the input."""
         return (c for c in self.connections if c.source == name)
 
+    def sent_range(self, name: str) -> tuple[int, int]:
+        """Smallest and largest integer that a neuron of a population, or the input, can send in one step."""
+        return (self.input.low, self.input.high) if name == INPUT else (0, self.population(name).payload_max)
+
+    def sends_graded(self, name: str) -> bool:
+        """Whether a population, or the input, sends integers other than 0 and 1."""
+        return self.sent_range(name) != (0, 1)
+
+    @property
+    def format_version(self) -> int:
+        """The lowest version of the file format that can say this network."""
+        return 2 if any(p.graded for p in self.populations) else 1
+
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Every array of the description under a unique, stable name."""
         arrays: dict[str, npt.NDArray[Any]] = {"input/scale": self.input.scale, "input/zero": self.input.zero}
@@ -543,12 +605,13 @@ class Network:
             values = {f.name: getattr(item, f.name) for f in fields(item) if f.name not in leave_out}
             return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
+        plain_spikes = ("bias", "payload_max", "payload_shift")  # version 1 does not know payloads
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "name": self.name,
             "steps": self.steps,
             "input": plain(self.input, ("scale", "zero")),
-            "populations": [plain(p, ("bias",)) for p in self.populations],
+            "populations": [plain(p, ("bias",) if p.graded else plain_spikes) for p in self.populations],
             "connections": [
                 plain(c, ("synapse",)) | {"synapse": {"kind": c.synapse.kind} | plain(c.synapse, ("weight",))}
                 for c in self.connections
@@ -587,7 +650,8 @@ def from_structure(
     """
     version = structure.get("format_version")
     check(
-        version == FORMAT_VERSION, f"network: format version {version!r}; this lapilli reads version {FORMAT_VERSION}"
+        version in FORMAT_VERSIONS,
+        f"network: format version {version!r}; this lapilli reads {' and '.join(map(str, FORMAT_VERSIONS))}",
     )
     left = dict(tensors)
 
@@ -625,4 +689,9 @@ def from_structure(
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DescriptionError(f"network: the structure is malformed ({type(error).__name__}: {error})") from None
     check(not left, f"network: unknown arrays {', '.join(sorted(left)[:4])}")
+    check(
+        version == network.format_version,
+        f"network: format version {version}, but what it holds is of version {network.format_version}: graded spikes "
+        "came with version 2, which a network without them does not use",
+    )
     return network

@@ -25,8 +25,8 @@ class Recording:
 
     Attributes
     ----------
-    spikes : dict of uint8 [T, B, *shape]
-        By population; every population that spikes.
+    spikes : dict of uint8 or int32 [T, B, *shape]
+        By population; every population that spikes: 0 and 1 as uint8, the payloads of graded spikes as int32.
     v_final : dict of int64 [B, *shape]
         Membrane after the last step; every population with reset "none" (an executor may give more).
     current, u, v : dict of int64 [T, B, *shape]
@@ -37,7 +37,7 @@ class Recording:
         or ``v`` left it and saturated. Empty if the executor does not count.
     """
 
-    spikes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    spikes: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     v_final: dict[str, IntArray] = field(default_factory=dict)
     current: dict[str, IntArray] = field(default_factory=dict)
     u: dict[str, IntArray] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def scores(network: Network, recording: Recording) -> IntArray:
         v = recording.v_final[readout.population]
         return v.reshape(len(v), -1)
     spikes = recording.spikes[readout.population]
-    flat = spikes.reshape(spikes.shape[0], spikes.shape[1], -1).astype(np.int64)
+    flat = spikes.reshape(spikes.shape[0], spikes.shape[1], -1).astype(np.int64)  # below 2^63 with any payloads
     return np.einsum("t,tbn->bn", count_weights(network), flat)
 
 

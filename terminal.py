@@ -118,11 +118,15 @@ def run_table(run: Run, accuracy: float | None) -> RenderableType:
     n = run.n_samples
     layers = Table("population", "neurons", "spikes/sample", "rate per step", title=f"{run.network.name}: {n} samples")
     connections = Table("connection", "synaptic operations/sample")
+    if run.payloads:
+        layers.add_column("mean payload")
     for column in (*layers.columns[1:], *connections.columns[1:]):
         column.justify = "right"
     for p in run.network.populations:
         if p.spikes:
-            layers.add_row(p.name, f"{p.size:,}", f"{run.spike_totals[p.name] / n:,.1f}", f"{run.rates[p.name]:.2%}")
+            payload = [f"{run.mean_payloads.get(p.name, 1.0):,.2f}"] if run.payloads else []
+            spikes = f"{run.spike_totals[p.name] / n:,.1f}"
+            layers.add_row(p.name, f"{p.size:,}", spikes, f"{run.rates[p.name]:.2%}", *payload)
     for name, operations in run.synop_totals.items():
         connections.add_row(name, f"{operations / n:,.1f}")
     lines = [f"{n / run.seconds:,.0f} samples/s on {run.engine}; {run.overflow_text}"]

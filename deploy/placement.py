@@ -184,11 +184,14 @@ def plan(network: Network, chip: str | Path | Chip) -> Plan:
     Raises
     ------
     UnsupportedError
-        If a single neuron does not fit a core; the message names the population and the limit.
+        If a single neuron does not fit a core, or a chip with binary spikes is to send graded ones; the message names
+        the population and the limit.
     FileFormatError
         If the chip's profile is wrong.
     """
     chip = load_chip(chip)
+    if reason := without_graded_spikes(network, chip):
+        raise UnsupportedError(reason)
     cuts, edges = _cut_all(network, chip)
     numbered: list[Shard] = []
     for p in network.order:
@@ -210,6 +213,14 @@ def plan(network: Network, chip: str | Path | Chip) -> Plan:
             )
     traffic = {c.name: _traffic(network, chip, numbered, c) for c in network.connections}
     return Plan(network.name, chip, tuple(numbered), traffic, tuple(_notes(network, chip)))
+
+
+def without_graded_spikes(network: Network, chip: Chip) -> str | None:
+    """Why a chip with binary spikes cannot run a network whose populations send graded ones; None if it can."""
+    graded = [p.name for p in network.populations if p.graded]
+    if not graded or chip.value("neurons.graded_spikes") != 0:
+        return None
+    return f"population {graded[0]!r}: sends graded spikes, and {chip.title} has binary ones; choose another chip"
 
 
 def tile_of(chip: Chip, core: int) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from ..errors import UnsupportedError
 from ..network import INPUT, Connection, Network, Population
 from ..overflow import LAVA
 from .chip import Chip, Quantity, load_chip
-from .placement import Plan, plan
+from .placement import Plan, plan, without_graded_spikes
 from .schedule import Schedule, make_schedule
 
 Severity: TypeAlias = Literal["error", "note"]
@@ -406,6 +406,29 @@ def input_is_binary(case: Case) -> Iterator[Violation]:
 
 
 @rule
+def payloads_fit(case: Case) -> Iterator[Violation]:
+    """A chip with binary spikes has no graded ones; a payload has a limited width; the stock neuron has none."""
+    q = case.chip.get("neurons.graded_spikes")
+    if not q:
+        return
+    for p in case.network.populations:
+        if not p.graded:
+            continue
+        bits = p.payload_max.bit_length()
+        if q.value == 0:
+            limit, remedy = "spikes are binary", "let it send plain spikes (payload_max 1), or choose another chip"
+        elif bits > q.value:
+            limit = f"a spike's payload has {int(q.value)}"
+            remedy = "lower payload_max, or send coarser payloads (payload_shift)"
+        else:
+            limit = f"on {case.chip.name} they need a neuron program of its own; the stock LIF sends plain ones"
+            remedy = "keep it and pay, or let it send plain spikes (payload_max 1)"
+        found = f"graded spikes up to {p.payload_max}, {bits} bits"
+        severity = "error" if bits > q.value else "note"
+        yield Violation("payloads_fit", _population(p), found, limit, q.source, remedy, severity)
+
+
+@rule
 def delays_fit(case: Case) -> Iterator[Violation]:
     """Delays, those of branches that skip layers included, fit the chip; and the network can be pipelined at all."""
     if isinstance(case.schedule, UnsupportedError):
@@ -442,7 +465,7 @@ def delays_fit(case: Case) -> Iterator[Violation]:
 @rule
 def neurons_fit_cores(case: Case) -> Iterator[Violation]:
     """Every neuron, with its synapses and axons, fits a core."""
-    if isinstance(case.plan, UnsupportedError):
+    if isinstance(case.plan, UnsupportedError) and not without_graded_spikes(case.network, case.chip):  # payloads_fit
         text, _, remedy = str(case.plan).partition("; ")
         where, _, found = text.partition(": ")
         yield Violation("neurons_fit_cores", where, found, "one core per neuron at most", case.chip.name, remedy)

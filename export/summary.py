@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arithmetic import fan_out
 from ..bounds import population_bounds
-from ..network import FORMAT_VERSION, Connection, Conv2d, Network, Population, Shape
+from ..network import Connection, Conv2d, Network, Population, Shape
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,6 +42,8 @@ class PopulationSummary:
     dv: int
     bias: Range
     v_init: int
+    payload_max: int
+    payload_shift: int
     fraction_bits: int
     state_bits: int
     scale: float | None
@@ -154,7 +156,7 @@ def summarize(network: Network) -> Summary:
     return Summary(
         name=network.name,
         digest=network.digest(),
-        format_version=FORMAT_VERSION,
+        format_version=network.format_version,
         steps=network.steps,
         input=InputSummary(
             i.shape,
@@ -194,6 +196,8 @@ def _population(network: Network, p: Population) -> PopulationSummary:
         dv=p.dv,
         bias=(int(p.bias.min()), int(p.bias.max())),
         v_init=p.v_init,
+        payload_max=p.payload_max,
+        payload_shift=p.payload_shift,
         fraction_bits=p.fraction_bits,
         state_bits=p.state_bits,
         scale=p.scale,
@@ -286,7 +290,8 @@ def _table(title: str, left: tuple[str, ...], columns: tuple[str, ...]) -> Table
 
 
 def _populations_table(s: Summary) -> RenderableType:
-    columns = ("name", "shape", "neurons", "reset", "threshold", "du", "dv", "bias", "bits used")
+    graded = ("payload",) if any(p.payload_max > 1 for p in s.populations) else ()
+    columns = ("name", "shape", "neurons", "reset", "threshold", *graded, "du", "dv", "bias", "bits used")
     table = _table("populations, in state units", ("name", "shape", "reset"), columns)
     for p in s.populations:
         table.add_row(
@@ -295,6 +300,7 @@ def _populations_table(s: Summary) -> RenderableType:
             f"{p.neurons:,}",
             p.reset if p.reset != "subtract" or p.reset_amount == p.threshold else f"subtract {p.reset_amount}",
             "-" if p.reset == "none" else str(p.threshold),
+            *([_payload(p)] if graded else []),
             str(p.du),
             str(p.dv),
             _range(p.bias),
@@ -348,6 +354,12 @@ def _shape(shape: Shape) -> str:
 
 def _range(bounds: Range) -> str:
     return str(bounds[0]) if bounds[0] == bounds[1] else f"{bounds[0]}..{bounds[1]}"
+
+
+def _payload(p: PopulationSummary) -> str:
+    if p.payload_max == 1:
+        return "-" if p.reset == "none" else "1"
+    return f"v/2^{p.payload_shift}, 1..{p.payload_max}"
 
 
 def _bits_used(p: PopulationSummary) -> str:

@@ -29,7 +29,15 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 PARTS = 64  # a data set is cut into about so many, small enough to be lost and large enough to be worth sending
 SMALLEST_PART = 16  # samples
 
-_PER_SAMPLE = {"counts": 0, "synops": 0, "spikes": 1, "u": 1, "v": 1, "current": 1}  # axis of the samples
+_PER_SAMPLE = {
+    "counts": 0,
+    "payloads": 0,
+    "synops": 0,
+    "spikes": 1,
+    "u": 1,
+    "v": 1,
+    "current": 1,
+}  # axis of the samples
 _SUMMED = ("events", "events_per_step", "synops_per_step")
 _TOTALS = ("wraps", "saturations")
 
@@ -150,8 +158,10 @@ def _together(net: Network, engine: str, parts: list[Arrays]) -> Run:
         return {name: [part[f"{field}/{i}"] for part in parts] for i, name in enumerate(heads[0][field])}
 
     def joined(field: str) -> dict[str, Any]:
-        dtype = np.uint8 if field == "spikes" else np.int64
-        return {name: np.concatenate(a, _PER_SAMPLE[field]).astype(dtype) for name, a in by_name(field).items()}
+        def dtype(name: str) -> type[np.integer[Any]]:
+            return net.population(name).spike_dtype if field == "spikes" else np.int64
+
+        return {name: np.concatenate(a, _PER_SAMPLE[field]).astype(dtype(name)) for name, a in by_name(field).items()}
 
     def summed(field: str) -> dict[str, Any]:
         return {name: np.sum(arrays, axis=0, dtype=np.int64) for name, arrays in by_name(field).items()}

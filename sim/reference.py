@@ -41,7 +41,7 @@ def reference(network: Network, x: IntArray, trace: Collection[str] = (), policy
                     )
             step = neuron_step(p, u[p.name], v[p.name], drive, policy)
             u[p.name], v[p.name] = step.u, step.v
-            sent[p.name].append(step.spikes.astype(np.int64))
+            sent[p.name].append(step.spikes)
             out.wraps[p.name] += int(step.wrapped.sum())
             out.saturations[p.name] += int(step.saturated.sum())
             if p.name in traces:
@@ -50,7 +50,7 @@ def reference(network: Network, x: IntArray, trace: Collection[str] = (), policy
 
     for p in network.populations:
         if p.spikes:
-            out.spikes[p.name] = np.stack(sent[p.name]).astype(np.uint8)
+            out.spikes[p.name] = np.stack(sent[p.name]).astype(p.spike_dtype)
         out.v_final[p.name] = v[p.name]
     for name, recorded in traces.items():
         out.current[name], out.u[name], out.v[name] = (np.stack(recorded[what]) for what in ("current", "u", "v"))

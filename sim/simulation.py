@@ -57,7 +57,9 @@ class Run:
     seconds : float
         Wall-clock time of the executor and the counting.
     counts : dict of int64 [B, *shape]
-        Spikes of each neuron over the window, by population (those that spike).
+        Spikes of each neuron over the window, by population (those that spike); a graded spike is one.
+    payloads : dict of int64 [B, *shape]
+        What the graded spikes of each neuron carried together over the window, by population (those that send such).
     input_events : int64 [B]
         Non-zero inputs, over all steps.
     events : dict of int64 [*shape]
@@ -69,8 +71,8 @@ class Run:
         (:func:`lapilli.arithmetic.fan_out`). An event counts even where its delay carries it past the window.
     synops_per_step : dict of int64 [T]
         The same over all samples, at the step at which the event is sent.
-    spikes : dict of uint8 [T, B, *shape]
-        Recorded populations only.
+    spikes : dict of uint8 or int32 [T, B, *shape]
+        Recorded populations only; payloads, as int32, where spikes are graded.
     u, v, current : dict of int64 [T, B, *shape]
         Recorded populations only; ``v`` is the membrane after the reset.
     wraps, saturations : dict of int
@@ -90,7 +92,8 @@ class Run:
     events_per_step: dict[str, IntArray]
     synops: dict[str, IntArray]
     synops_per_step: dict[str, IntArray]
-    spikes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    payloads: dict[str, IntArray] = field(default_factory=dict)
+    spikes: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     u: dict[str, IntArray] = field(default_factory=dict)
     v: dict[str, IntArray] = field(default_factory=dict)
     current: dict[str, IntArray] = field(default_factory=dict)
@@ -122,6 +125,12 @@ class Run:
     def spike_totals(self) -> dict[str, int]:
         """Spikes by population, over all samples."""
         return {name: int(self.events[name].sum()) for name in self.counts}
+
+    @property
+    def mean_payloads(self) -> dict[str, float]:
+        """What a graded spike carries on average, by population that sends such; 0 where none was sent."""
+        totals = self.spike_totals
+        return {name: float(sums.sum() / max(1, totals[name])) for name, sums in self.payloads.items()}
 
     @property
     def synop_totals(self) -> dict[str, int]:
@@ -174,6 +183,7 @@ class Run:
             "input_events": int(self.input_events.sum()),
             "rates": self.rates,
             "spikes": self.spike_totals,
+            "mean_payloads": self.mean_payloads,
             "synops": self.synop_totals,
             "neuron_updates": {
                 name: {"total": n.total, "active": n.active, "inactive": n.inactive}
@@ -267,7 +277,7 @@ def batches(net: Network, x: npt.NDArray[Any], size: int) -> Iterator[npt.NDArra
 
 def batch_size(net: Network, traced: Sequence[str] = ()) -> int:
     """Samples whose recordings stay under ``WORKING_SET`` bytes."""
-    spikes = net.steps * sum(p.size for p in net.populations)
+    spikes = net.steps * sum(p.size * np.dtype(p.spike_dtype).itemsize for p in net.populations)
     state = 24 * sum(p.size for p in net.populations)  # u, v and the final v that is handed over
     frames = 16 * net.steps * int(np.prod(net.input.shape))
     traces = 3 * 8 * net.steps * sum(net.population(name).size for name in traced)
@@ -322,6 +332,7 @@ class _Tally:
         }
         self.recorded: dict[tuple[str, Quantity], list[npt.NDArray[Any]]] = {}
         self.counts: dict[str, list[IntArray]] = {p.name: [] for p in net.populations if p.spikes}
+        self.payloads: dict[str, list[IntArray]] = {p.name: [] for p in net.populations if p.graded}
         self.input_events: list[IntArray] = []
         self.scores: list[IntArray] = []
         self.synops: dict[str, list[IntArray]] = {c.name: [] for c in net.connections}
@@ -337,6 +348,9 @@ class _Tally:
         self._count_input(x)
         for name, counts in self.counts.items():
             spikes = recording.spikes[name]
+            if name in self.payloads:
+                self.payloads[name].append(spikes.sum(axis=0, dtype=np.int64))
+                spikes = (spikes != 0).view(np.uint8)
             per_neuron = _summed(spikes, axis=0)
             counts.append(per_neuron)
             self._count_events(name, per_neuron, _summed(spikes, axis=1))
@@ -388,6 +402,7 @@ class _Tally:
             n_samples=self.n_samples,
             seconds=seconds,
             counts={name: np.concatenate(parts) for name, parts in self.counts.items()},
+            payloads={name: np.concatenate(parts) for name, parts in self.payloads.items()},
             input_events=np.concatenate(self.input_events),
             events=self.events,
             events_per_step=self.events_per_step,

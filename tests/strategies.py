@@ -15,8 +15,11 @@ def integers_like(rng: np.random.Generator, low: int, high: int, shape: tuple[in
 
 
 @st.composite
-def populations(draw, name, shape, *, resets=RESETS, stock=False, wild=False):
-    """A population; ``stock``: only what Loihi's registers can hold; ``wild``: may wrap and saturate."""
+def populations(draw, name, shape, *, resets=RESETS, stock=False, wild=False, graded=True):
+    """A population; ``stock``: only what Loihi's registers can hold; ``wild``: may wrap and saturate.
+
+    ``graded``: may send graded spikes (never where ``stock``).
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     reset = draw(st.sampled_from(resets))
     grid = 64 if stock else draw(st.sampled_from((1, 64)))
@@ -26,12 +29,20 @@ def populations(draw, name, shape, *, resets=RESETS, stock=False, wild=False):
     bias_shape = {"none": (1,), "all": (1,), "channel": (shape[0], *[1] * (len(shape) - 1)), "neuron": shape}[per]
     limit = 64 * (4095 if wild else 60)
     bias = np.zeros((1,), np.int64) if per == "none" else integers_like(rng, -limit // 64, limit // 64, bias_shape) * 64
+    shift, payload = 0, 1
+    if graded and not stock and reset != "none" and draw(st.sampled_from((False, False, True))):
+        shift = draw(st.integers(0, 8))
+        payload = draw(st.sampled_from((2, 3, 15, 255, 256, *((2**15 - 1, 2**20) if wild else ()))))
+        payload = min(payload, (2**23 - 1) >> shift)
+    reset_amount = draw(st.integers(0, max(1, 2 * threshold))) if reset == "subtract" else 0
     return Population(
         name=name,
         shape=shape,
         threshold=0 if reset == "none" else threshold,
         reset=reset,
-        reset_amount=draw(st.integers(0, max(1, 2 * threshold))) % (2**23) if reset == "subtract" else 0,
+        reset_amount=reset_amount % ((2**23 - 1) // payload + 1),
+        payload_max=payload,
+        payload_shift=shift,
         du=draw(st.one_of(st.just(4096), st.integers(0, 4096))),
         dv=draw(st.one_of(st.just(0), st.integers(0, 4096 if not stock else 4095))),
         bias=bias,
@@ -51,11 +62,12 @@ def networks(
     max_steps=8,
     delays=False,
     binary=None,
+    graded=True,
 ):
     """A network of 1 to 4 populations: convolutions first, dense ones after; branches unless ``sequential``.
 
     ``delays``: axonal delays may occur; ``acyclic=False``: recurrent connections (delay >= 1) may occur.
-    The last population may be a readout accumulator (reset "none").
+    ``graded``: populations may send graded spikes. The last population may be a readout accumulator (reset "none").
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     low, high = {None: draw(st.sampled_from(((0, 1), (0, 16), (-7, 8)))), True: (0, 1), False: (0, 16)}[binary]
@@ -109,7 +121,7 @@ def networks(
             w, bits = weight((draw(st.sampled_from((1, source_shape[0]))),))
             synapse, out = Scale(w), source_shape
         kinds_of_reset = (*resets, "none") if last else resets
-        p = draw(populations(name, out, resets=kinds_of_reset, stock=stock, wild=wild))
+        p = draw(populations(name, out, resets=kinds_of_reset, stock=stock, wild=wild, graded=graded))
         made.append(p)
         connect(source, source_shape, name, synapse, bits)
         if not sequential and i >= 1 and draw(st.booleans()):  # a branch that skips layers

@@ -46,7 +46,7 @@ def test_a_recurrent_network_is_refused_by_name():
 
 
 @settings(max_examples=30, deadline=None)
-@given(networks(delays=True, wild=True))
+@given(networks(delays=True, wild=True, graded=False))
 def test_a_network_survives_the_round_trip(network):
     rng = np.random.default_rng(0)
     assert BitTrueNetwork(network).to_network() == network
@@ -55,7 +55,7 @@ def test_a_network_survives_the_round_trip(network):
 
 
 @settings(max_examples=25, deadline=None)
-@given(networks_with_input(delays=True))
+@given(networks_with_input(delays=True, graded=False))
 def test_after_training_steps_the_module_is_its_description(case):
     network, x = case
     torch.manual_seed(0)
@@ -105,14 +105,14 @@ def assert_same_training(network, x, executor, asked):
 
 
 @settings(max_examples=30, deadline=None)
-@given(networks_with_input(delays=True, wild=True), st.sampled_from((fast, reference)))
+@given(networks_with_input(delays=True, wild=True, graded=False), st.sampled_from((fast, reference)))
 def test_an_executor_in_the_forward_pass_changes_no_bit_of_the_gradients(case, executor):
     network, x = case
     assert_same_training(network, x, executor, int(tells_means(network)))
 
 
 @settings(max_examples=40, deadline=None)
-@given(networks_with_input(delays=True, wild=True), st.data())
+@given(networks_with_input(delays=True, wild=True, graded=False), st.data())
 def test_an_executor_tells_means_by_membranes_and_by_sums(case, data):
     network, x = case
     populations = [
@@ -140,7 +140,7 @@ def test_where_a_membrane_saturates_the_executor_is_still_used():
 
 
 @settings(max_examples=20, deadline=None)
-@given(networks_with_input())
+@given(networks_with_input(graded=False))
 def test_mixed_precision_rounds_the_gradients_only(case):
     network, x = case
     logits, plain, _ = gradients(BitTrueNetwork(network), x)
@@ -152,7 +152,7 @@ def test_mixed_precision_rounds_the_gradients_only(case):
 
 
 @settings(max_examples=20, deadline=None)
-@given(networks(delays=True))
+@given(networks(delays=True, graded=False))
 def test_a_state_dict_is_enough_to_rebuild_the_module(network):
     model = BitTrueNetwork(replace(network, metadata={"trained": "here", "values": [1, 2.5]}))
     with torch.no_grad():

@@ -46,14 +46,14 @@ def _small(**changes):
     )
 
 
-@given(network=networks(acyclic=False, delays=True, wild=True))
+@given(network=networks(acyclic=False, delays=True, wild=True, graded=False))
 @settings(max_examples=40, deadline=None)
 def test_a_file_is_read_back_as_the_same_network(network, tmp_path_factory):
     path = _save(network, tmp_path_factory.mktemp("nir") / "net.nir")
     assert load_nir(path) == network
 
 
-@given(case=networks_with_input(resets=("zero",), acyclic=False, delays=True))
+@given(case=networks_with_input(resets=("zero",), acyclic=False, delays=True, graded=False))
 @settings(max_examples=40, deadline=None)
 def test_the_graph_alone_gives_the_same_spikes_where_nothing_is_lost(case):
     network, x = case
@@ -158,7 +158,7 @@ def test_a_graph_changed_after_writing_is_refused(where, tmp_path):
     assert load_nir(path, steps=4, dt=DT, reset="zero", discretization="euler").steps == 4
 
 
-@given(case=networks(resets=("zero",), max_steps=4).flatmap(lambda n: inputs(n).map(lambda x: (n, x))))
+@given(case=networks(resets=("zero",), max_steps=4, graded=False).flatmap(lambda n: inputs(n).map(lambda x: (n, x))))
 @settings(max_examples=5, deadline=None)
 def test_the_same_network_gives_the_same_record(case, tmp_path_factory):
     network, _ = case

@@ -16,7 +16,7 @@ from lapilli.errors import DescriptionError, ExecutionError, UnsupportedError
 from lapilli.export import Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
 from lapilli.export.onnx.executors import onnx_reference_executor, onnxruntime_executor
 from lapilli.export.onnx.graph import build_model
-from lapilli.export.onnx.neurons import neuron_function
+from lapilli.export.onnx.neurons import Kind, neuron_function
 from lapilli.export.onnx.synapses import DIGIT, Nodes, fits_accumulator, split
 from lapilli.recording import scores
 from lapilli.sim.reference import reference
@@ -33,7 +33,7 @@ def assert_same(network, x, executor, trace=()):
     expected, found = reference(network, x, trace), executor(network, x, trace)
     assert found.spikes.keys() == expected.spikes.keys()
     for name, spikes in expected.spikes.items():
-        assert found.spikes[name].dtype == np.uint8
+        assert found.spikes[name].dtype == spikes.dtype
         np.testing.assert_array_equal(found.spikes[name], spikes, err_msg=name)
     assert found.v_final.keys() >= {p.name for p in network.populations if not p.spikes}
     for name, v in found.v_final.items():
@@ -331,7 +331,7 @@ def test_the_function_in_the_model_is_what_runs():
 
 
 def test_functions_carry_their_equations():
-    assert "s = v > threshold" in neuron_function("zero").doc_string
+    assert "s = v > threshold" in neuron_function(Kind("zero")).doc_string
     assert {f.name for f in build_model(small()).functions} == {"LifSubtract", "LifZero"}
 
 

@@ -139,7 +139,7 @@ def test_a_plain_onnx_user_can_run_it(saved):
 
 
 def test_the_format_is_frozen():
-    """Files of format version 1 hold this graph; whoever changes it must keep reading old files (docs/format.md)."""
+    """Files of versions 1 and 2 hold these graphs; who changes them must keep reading old files (docs/format.md)."""
     base = example()
     recurrent = Connection(source="b", target="b", synapse=Scale([3]), delay=2)
     looped = dataclasses.replace(
@@ -149,7 +149,23 @@ def test_the_format_is_frozen():
         readout=Readout(population="c", kind="membrane"),
     )
     weighted = dataclasses.replace(base, readout=Readout(population="b", kind="weighted_count", decay=100))
-    for network, expected in ((base, "af6aaf19bbd1"), (looped, "92251c8235de"), (weighted, "73ea795f135f")):
+    graded, graded_loop = (
+        dataclasses.replace(
+            n,
+            populations=[
+                dataclasses.replace(p, payload_max=999, payload_shift=6) if p.spikes else p for p in n.populations
+            ],
+        )
+        for n in (base, looped)
+    )
+    assert [n.format_version for n in (looped, graded)] == [1, 2]
+    for network, expected in (
+        (base, "af6aaf19bbd1"),
+        (looped, "92251c8235de"),
+        (weighted, "73ea795f135f"),
+        (graded, "01e41a492ba0"),
+        (graded_loop, "cda09f4848fa"),
+    ):
         model = build_model(network, producer_version="0").SerializeToString(deterministic=True)
         assert hashlib.sha256(model).hexdigest()[:12] == expected
 
@@ -286,7 +302,11 @@ def test_a_changed_model_is_refused_by_name(saved, change, line):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda d: d.update(format_version=2), "format version 2; lapilli"),
+        (lambda d: d.update(format_version=3), "format version 3; lapilli"),
+        (lambda d: d.update(format_version=2), "metadata 'lapilli' is not what the description says"),
+        (lambda d: d["structure"].update(format_version=2), "graded spikes came with version 2"),
+        (lambda d: d["structure"]["populations"][0].update(payload_max=9), "what it holds is of version 2"),
+        (lambda d: d["structure"]["populations"][0].update(payload_max=1), "metadata 'lapilli' is not what"),
         (lambda d: d.pop("format_version"), "format version None"),
         (lambda d: d["structure"].update(format_version=7), "format version 7"),
         (lambda d: d.pop("structure"), "malformed (KeyError: 'structure')"),

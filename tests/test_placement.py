@@ -51,7 +51,7 @@ def test_every_neuron_has_one_core_within_every_limit(network):
         try:
             made = plan(network, chip)
         except UnsupportedError:
-            assert chip is TIGHT
+            assert chip is TIGHT or (chip.name == "loihi1" and network.format_version == 2)  # graded spikes
             continue
         assert [s.core for s in made.shards] == list(range(made.cores))
         for p in network.populations:

@@ -71,6 +71,10 @@ def shrunk(x, d):
     return (abs(x) * (4096 - d) >> 12) * (1 if x >= 0 else -1)
 
 
+def after_reset(p, v):
+    return 0 if p.reset == "zero" else v - p.reset_amount * min(max(v // 2**p.payload_shift, 1), p.payload_max)
+
+
 def nengo_loihi(p, bias, drives):
     """One neuron after the text of nengo-loihi's emulator, without noise and refractory time."""
     u, v, out = 0, p.v_init, []
@@ -78,7 +82,7 @@ def nengo_loihi(p, bias, drives):
         u = masked(shrunk(u, p.du) + masked(q0, 21), 23)
         v = min(max(shrunk(v, p.dv) + masked(u + bias, 23), -(2**23 - 1)), 2**23 - 1)
         yield_u, fired = u, p.spikes and v > p.threshold
-        v = (0 if p.reset == "zero" else v - p.reset_amount) if fired else v
+        v = after_reset(p, v) if fired else v
         out.append((yield_u, v))
     return out
 
@@ -94,7 +98,7 @@ def brian2_loihi(p, bias, drives):
         u = u - lost(u, p.du) + drive
         v = v - lost(v, p.dv) + u + bias
         fired = p.spikes and v > p.threshold
-        v = (0 if p.reset == "zero" else v - p.reset_amount) if fired else v
+        v = after_reset(p, v) if fired else v
         out.append((u, v))
     return out
 

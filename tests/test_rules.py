@@ -129,6 +129,7 @@ CASES = {
         "note",
     ),
     "input_is_binary": ("loihi1", net(), net(source=GRADED), "input", "write the current of p as bias", "note"),
+    "payloads_fit": ("loihi1", net(), net(payload_max=15, payload_shift=6), "'p'", "spikes are binary", "error"),
     "delays_fit": ("loihi1", chain(60, skip=False), chain(66, skip=True), "'branch'", "65 steps", "error"),
     "neurons_fit_cores": ("loihi1", many(4, 4000), many(4, 5000), "'p'", "input axons: 5000 > 4096", "error"),
     "network_fits_one_chip": (TWO_CORES, many(2048), many(2049), "network", "3 cores, 2 chips", "note"),
@@ -162,6 +163,12 @@ def test_every_rule_has_its_case():
 
 
 def test_a_wide_payload_is_refused_where_spikes_are_graded():
+    (note,) = broken("payloads_fit", FIVE_BIT_SPIKES, net(payload_max=31, payload_shift=6))
+    assert (note.severity, "program of its own" in note.limit) == ("note", True)
+    (violation,) = broken("payloads_fit", FIVE_BIT_SPIKES, net(payload_max=32, payload_shift=6))
+    assert (violation.found, violation.limit) == ("graded spikes up to 32, 6 bits", "a spike's payload has 5")
+    assert violation.severity == "error"
+    assert broken("neurons_fit_cores", "loihi1", net(payload_max=15)) == []  # said once
     assert broken("input_is_binary", "loihi2", net(source=GRADED)) == []
     (violation,) = broken("input_is_binary", FIVE_BIT_SPIKES, net(source=GRADED))
     assert "needs 8 bits" in violation.message

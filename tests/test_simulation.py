@@ -35,10 +35,13 @@ def test_counts_and_synops_equal_counting_by_hand(case, engine, batch):
     sent = {INPUT: frames != 0} | {name: s.astype(bool) for name, s in recording.spikes.items()}
     assert (run.steps, run.n_samples) == frames.shape[:2]
     for name, s in recording.spikes.items():
-        np.testing.assert_array_equal(run.counts[name], s.astype(np.int64).sum(axis=0))
+        np.testing.assert_array_equal(run.counts[name], np.count_nonzero(s, axis=0))
         assert run.counts[name].dtype == np.int64
-        assert run.rates[name] == pytest.approx(s.mean())
-        assert run.spike_totals[name] == run.neuron_updates[name].active == s.sum()
+        assert run.rates[name] == pytest.approx((s != 0).mean())
+        assert run.spike_totals[name] == run.neuron_updates[name].active == np.count_nonzero(s)
+    assert run.payloads.keys() == {p.name for p in network.populations if p.graded}
+    for name, sums in run.payloads.items():
+        np.testing.assert_array_equal(sums, recording.spikes[name].sum(axis=0, dtype=np.int64))
     for name, s in sent.items():
         np.testing.assert_array_equal(run.events[name], s.sum(axis=(0, 1)))
         np.testing.assert_array_equal(run.events_per_step[name], s.reshape(len(s), -1).sum(axis=1))

@@ -153,7 +153,7 @@ class BitTrueNetwork(nn.Module):
     Raises
     ------
     UnsupportedError
-        If the network is recurrent.
+        If the network is recurrent, or a population sends graded spikes.
     DescriptionError
         If it has no readout.
     """
@@ -175,6 +175,10 @@ class BitTrueNetwork(nn.Module):
         if not network.acyclic:
             raise UnsupportedError(
                 f"network {network.name!r} is recurrent; bit-true training takes networks without cycles"
+            )
+        if graded := [p.name for p in network.populations if p.graded]:
+            raise UnsupportedError(
+                f"population {graded[0]!r} sends graded spikes; bit-true training has gradients for plain spikes only"
             )
         self.gradient = _gradient(network)
         latent = latent or {}

@@ -107,7 +107,7 @@ def seen(recording: Recording) -> Outcome:
 
 def tells_means(network: Network) -> bool:
     """Whether a recording can tell what came into every population that spikes (:func:`outcome`)."""
-    return all(_keeps_all(p) or _sums_tell(p) for p in network.populations if p.spikes)
+    return all((_keeps_all(p) or _sums_tell(p)) and not p.graded for p in network.populations if p.spikes)
 
 
 def _keeps_all(p: Population) -> bool:
@@ -168,7 +168,7 @@ def recording(outcome: Outcome) -> Recording:
         return {name: t.cpu().numpy().astype(dtype) for name, t in tensors.items()}
 
     return Recording(
-        spikes=arrays(outcome.spikes, np.uint8),
+        spikes={name: t.cpu().numpy() for name, t in outcome.spikes.items()},
         v_final=arrays(outcome.v_final, np.int64),
         current=arrays(outcome.current, np.int64),
         u=arrays(outcome.u, np.int64),

@@ -32,7 +32,7 @@ class Outcome:
 
     Attributes
     ----------
-    spikes : dict of uint8 [T, B, *shape]
+    spikes : dict of uint8 or int32 [T, B, *shape]
     v_final : dict of float [B, *shape]
     current, u, v : dict of int64 [T, B, *shape]
         Of the traced populations.
@@ -202,7 +202,7 @@ class Step(NamedTuple):
     exact_v: Tensor  # before it saturates
     charged: Tensor  # membrane before the reset
     v: Tensor  # after it
-    fired: Tensor | None  # bool; None where there are no spikes
+    fired: Tensor | None  # what is sent: bool, or payloads as int32; None where there are no spikes
 
 
 def neuron_step(p: Population, u: Tensor, v: Tensor, drive: Tensor, bias: Tensor) -> Step:
@@ -214,8 +214,17 @@ def neuron_step(p: Population, u: Tensor, v: Tensor, drive: Tensor, bias: Tensor
     if p.reset == "none":
         return Step(exact_u, u, exact_v, charged, charged, None)
     fired = charged > p.threshold
-    v = charged.masked_fill(fired, 0) if p.reset == "zero" else charged - p.reset_amount * fired
-    return Step(exact_u, u, exact_v, charged, v, fired)
+    sent = _payload(p, charged) * fired if p.graded else fired
+    v = charged.masked_fill(fired, 0) if p.reset == "zero" else charged - p.reset_amount * sent
+    return Step(exact_u, u, exact_v, charged, v, sent)
+
+
+def _payload(p: Population, charged: Tensor) -> Tensor:
+    """``clip(floor(v / 2^g), 1, m)``, as int32."""
+    shifted = (
+        torch.floor(charged * 2.0**-p.payload_shift) if charged.is_floating_point() else charged >> p.payload_shift
+    )
+    return shifted.clamp(1, p.payload_max).to(torch.int32)
 
 
 @torch.no_grad()
@@ -363,7 +372,8 @@ class _Layer:
             if c.source == INPUT and is_constant(network, sent[INPUT])
         }
         if p.spikes:
-            sent[p.name] = zeros.new_zeros((network.steps, *zeros.shape), dtype=torch.uint8)
+            dtype = torch.int32 if p.graded else torch.uint8
+            sent[p.name] = zeros.new_zeros((network.steps, *zeros.shape), dtype=dtype)
         self.means, self.weights = means, weights
         self.weight_of_step = step_weights(p, network.steps) if leaks(p) else None
         # What leaks and has no memory in its current is summed at the end; elsewhere a current may wrap, and counts.

@@ -153,6 +153,7 @@ def fits_stock_lif(network: Network, p: Population) -> bool:
     low, high = population_bounds(network, p).drive
     return (
         p.reset == "zero"
+        and not p.graded
         and p.v_init == 0
         and p.threshold % THRESHOLD_GRID == 0
         and p.state_bits == STOCK_STATE_BITS
@@ -199,6 +200,8 @@ def _neurons(lava: LavaNetwork, p: Population) -> Any:
         dv=p.dv,
         bias=p.bias,
         v_init=p.v_init,
+        payload_max=p.payload_max,
+        payload_shift=p.payload_shift,
         fraction_bits=p.fraction_bits,
         state_bits=p.state_bits,
         activation_shift=lava.activation_shift[p.name],
@@ -217,7 +220,7 @@ class _Wiring:
     source: tuple[int, ...]  # shapes
     target: tuple[int, ...]
     exponent: int  # of the weights relative to the target's unit of a_in, >= 0
-    message_bits: int  # 0: binary spikes
+    message_bits: int  # 0: plain spikes
     target_population: Population
     activation_shift: int
     largest: int  # magnitude that a sum without exponent can reach
@@ -227,14 +230,14 @@ class _Wiring:
 def _add_connection(lava: LavaNetwork, c: Connection, convolution: ConvolutionAs) -> None:
     network = lava.network
     target = network.population(c.target)
-    graded = c.source == INPUT and not network.input.binary
+    low, high = network.sent_range(c.source)
     shift = lava.activation_shift[c.target]
     wiring = _Wiring(
         connection=c,
         source=network.shape_of(c.source),
         target=target.shape,
         exponent=target.fraction_bits + c.weight_exponent - shift,
-        message_bits=max(1, max(abs(network.input.low), abs(network.input.high)).bit_length()) if graded else 0,
+        message_bits=max(1, max(abs(low), abs(high)).bit_length()) if network.sends_graded(c.source) else 0,
         target_population=target,
         activation_shift=shift,
         largest=largest_sum(network, c),
@@ -379,7 +382,7 @@ def _weight_options(wiring: _Wiring) -> dict[str, Any]:
     if 2 * wiring.largest >= 2**31:
         raise UnsupportedError(
             f"connection {wiring.connection.name!r}: sums can reach {wiring.largest}, and Lava sums doubled weights in "
-            f"32 bits; give the network a narrower input than {wiring.message_bits} bits"
+            f"32 bits; let {wiring.connection.source!r} send fewer than {wiring.message_bits} bits"
         )
     return {
         "num_weight_bits": 8,

@@ -74,7 +74,7 @@ def _record(lava: LavaNetwork, here: Path, number: int, samples: int, *, traced:
     first, interval = lava.schedule.first_step(p.name), lava.schedule.interval
     window: dict[str, Any] = {"first": first, "steps": samples * interval}
     if p.spikes:
-        recorder = Recorder(shape=p.shape, path=here / f"spikes{number}.npy", dtype=np.uint8, **window)
+        recorder = Recorder(shape=p.shape, path=here / f"spikes{number}.npy", dtype=p.spike_dtype, **window)
         process.s_out.connect(recorder.a_in)
     else:
         Probe(

@@ -174,6 +174,11 @@ def chain_of(network: Network) -> list[Population]:
 
 def _check_population(network: Network, p: Population) -> None:
     where = f"population {p.name!r}"
+    if p.graded:
+        raise UnsupportedError(
+            f"{where}: graded spikes (payload_max {p.payload_max}); lava-dl's loader gives Loihi's stock neuron plain "
+            "ones, whatever a .net file says; run it on Lava with lapilli's own Process (deploy --run)"
+        )
     if p.reset == "subtract":
         raise UnsupportedError(
             f"{where}: soft reset (subtract); a .net file means Loihi's stock neuron, which resets to zero; lava-dl "

@@ -162,6 +162,11 @@ def _weights(c: Connection, source: Shape, p: Population, bias: npt.NDArray[np.f
 
 def _neuron(p: Population, dt: float) -> dict[str, Any]:
     """The neuron node: parameters are arrays of the population's shape, as NIR wants them."""
+    if p.graded:
+        raise UnsupportedError(
+            f"population {p.name!r}: graded spikes (payload_max {p.payload_max}); NIR's neurons send plain ones; "
+            "write ONNX, which says all of it"
+        )
 
     def full(value: float) -> npt.NDArray[np.float64]:
         return np.full(p.shape, value, np.float64)

@@ -28,7 +28,7 @@ from onnx import TensorProto
 
 from ... import __version__
 from ...errors import DescriptionError, FileFormatError, UnsupportedError
-from ...network import FORMAT_VERSION, Network, from_structure
+from ...network import FORMAT_VERSIONS, Network, from_structure
 from ...whole_file import written_whole
 from .external import External, ExternalDataError, Place, layout, read, said_of, write
 from .graph import build_model, initializers
@@ -167,7 +167,7 @@ def _description_text(network: Network, digest: str) -> str:
     """The metadata entry: all of the description that is not an initializer."""
     return _canonical(
         {
-            "format_version": FORMAT_VERSION,
+            "format_version": network.format_version,
             "structure": network.structure(),
             "input_scale": network.input.scale.tolist(),
             "input_zero": network.input.zero.tolist(),
@@ -249,11 +249,9 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(described, dict):
         _refuse(path, f"metadata 'lapilli': a {type(described).__name__}, not an object; {REEXPORT}")
     version = described.get("format_version")
-    if version != FORMAT_VERSION:
-        _refuse(
-            path,
-            f"format version {version!r:.40}; lapilli {__version__} reads {FORMAT_VERSION}; use the one that wrote it",
-        )
+    if version not in FORMAT_VERSIONS:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
+        _refuse(path, f"format version {version!r:.40}; lapilli {__version__} reads {known}; use the one that wrote it")
     return described
 
 

@@ -21,10 +21,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from ... import __version__
-from ...network import FORMAT_VERSION, INPUT, Connection, Network, Population
+from ...network import INPUT, Connection, Network, Population
 from ...recording import count_weights
 from .external import External
-from .neurons import DOMAIN, DOMAIN_VERSION, OPSET, attributes, function_name, neuron_function
+from .neurons import DOMAIN, DOMAIN_VERSION, OPSET, Kind, attributes, function_name, neuron_function
 from .synapses import Digit, Nodes, Sent, Synapses, split
 
 IR_VERSION = 8  # the first with functions in a model
@@ -74,7 +74,7 @@ def build_model(
         _step_by_step(network, incoming, trace) if order is None else _layer_by_layer(network, incoming, order, trace)
     )
     _scores(nodes, network)
-    used = {(p.reset, order is not None and p.name in trace) for p in network.populations}
+    used = {(Kind.of(p), order is not None and p.name in trace) for p in network.populations}
     graph = helper.make_graph(
         nodes.nodes,
         _ascii(network.name) or "network",
@@ -90,13 +90,13 @@ def build_model(
     )
     return helper.make_model(
         graph,
-        functions=[neuron_function(reset, step=order is None, traced=traced) for reset, traced in sorted(used)],
+        functions=[neuron_function(kind, step=order is None, traced=traced) for kind, traced in sorted(used)],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
         ir_version=IR_VERSION,
         producer_name="lapilli",
         producer_version=producer_version,
         domain=DOMAIN,
-        model_version=FORMAT_VERSION,
+        model_version=network.format_version,
         doc_string=_ABOUT,
     )
 
@@ -107,7 +107,7 @@ def outputs(network: Network, trace: Collection[str] = ()) -> dict[str, tuple[in
     for p in network.populations:
         at_every_step = (network.steps, "batch", *p.shape)
         if p.spikes:
-            found[f"{p.name}/spikes"] = (TensorProto.UINT8, at_every_step)
+            found[f"{p.name}/spikes"] = (_sent_type(p), at_every_step)
         else:
             found[f"{p.name}/v"] = (TensorProto.INT64, ("batch", *p.shape))
         if p.name in trace:
@@ -117,6 +117,10 @@ def outputs(network: Network, trace: Collection[str] = ()) -> dict[str, tuple[in
     if network.readout is not None:
         found["scores"] = (TensorProto.INT64, ("batch", network.population(network.readout.population).size))
     return found
+
+
+def _sent_type(p: Population) -> int:
+    return TensorProto.INT32 if p.graded else TensorProto.UINT8
 
 
 def _frames(network: Network) -> int | str:
@@ -161,6 +165,13 @@ def _order(network: Network, incoming: Incoming) -> list[Population] | None:
     return [network.population(name) for name in ready] if len(ready) == len(waiting) else None
 
 
+def _digits(nodes: Nodes, network: Network, c: Connection, value: str, stem: str) -> tuple[Digit, ...]:
+    """What a connection carries, in digits; a plain spike is one, as it is."""
+    if c.source != INPUT and not network.population(c.source).graded:
+        return (Digit(value),)
+    return split(nodes, value, stem, *network.sent_range(c.source))
+
+
 def _clipped_input(nodes: Nodes, network: Network) -> str:
     low, high = (nodes.constant(f"input/{n}", getattr(network.input, n), np.int32) for n in ("low", "high"))
     return nodes.add("Clip", "input/clipped", "input", low, high)
@@ -191,13 +202,13 @@ def _layer_by_layer(network: Network, incoming: Incoming, order: list[Population
         """What arrives over a connection; written once per source and delay."""
         if (c.source, c.delay) in known:
             return known[c.source, c.delay]
-        shape, graded = network.shape_of(c.source), c.source == INPUT
-        value = clipped if graded else f"{c.source}/spikes"
-        lead: Dims = (_frames(network) if graded else T, "batch")
+        shape, fed = network.shape_of(c.source), c.source == INPUT
+        value = clipped if fed else f"{c.source}/spikes"
+        lead: Dims = (_frames(network) if fed else T, "batch")
         stem = f"{c.source}/x"
         if c.delay:
             stem = f"{c.source}/delayed{c.delay}"
-            if graded:
+            if fed:
                 value, lead = _repeat(nodes, value, f"{stem}_frames", T, len(shape) + 2), (T, "batch")
             pads = nodes.constant(f"{stem}_pads", [c.delay, *[0] * (2 * len(shape) + 3)])
             value = nodes.add("Pad", f"{stem}_padded", value, pads)
@@ -205,8 +216,7 @@ def _layer_by_layer(network: Network, incoming: Incoming, order: list[Population
                 nodes.constant(f"{stem}_{n}", [at]) for n, at in (("start", 0), ("end", T), ("axis", 0))
             )
             value = nodes.add("Slice", stem, value, start, end, axis)
-        digits = split(nodes, value, stem, network.input.low, network.input.high) if graded else (Digit(value),)
-        return known.setdefault((c.source, c.delay), Sent(value, shape, digits, lead))
+        return known.setdefault((c.source, c.delay), Sent(value, shape, _digits(nodes, network, c, value, stem), lead))
 
     for p in order:
         arriving, drive = incoming[p.name], f"{p.name}/drive"
@@ -222,7 +232,7 @@ def _layer_by_layer(network: Network, incoming: Incoming, order: list[Population
         traced = p.name in trace
         results = [*([f"{p.name}/spikes"] if p.spikes else []), f"{p.name}/v"]
         results += [f"{p.name}/u_trace", f"{p.name}/v_trace"] if traced else []
-        function = function_name(p.reset, traced=traced)
+        function = function_name(Kind.of(p), traced=traced)
         nodes.add(function, p.name, drive, f"{p.name}/bias", outputs=results, domain=DOMAIN, **attributes(p))
     return nodes
 
@@ -254,7 +264,8 @@ def _step_by_step(network: Network, incoming: Incoming, trace: Collection[str]) 
     now = {INPUT: "input/frame"} | {p.name: f"{p.name}/s_now" for p in network.populations}
 
     for source, length in memory.items():
-        kind, dtype = (TensorProto.INT32, np.int32) if source == INPUT else (TensorProto.UINT8, np.uint8)
+        wide = source == INPUT or network.population(source).graded
+        kind, dtype = (TensorProto.INT32, np.int32) if wide else (TensorProto.UINT8, np.uint8)
         shape = network.shape_of(source)
         first, rest = nodes.constant(f"{source}/memory_steps", [length]), nodes.constant(f"{source}/shape", shape)
         nodes.zeros(
@@ -273,8 +284,7 @@ def _step_by_step(network: Network, incoming: Incoming, trace: Collection[str]) 
             stem = f"{c.source}/delayed{c.delay}"
             at = nodes.constant(f"{stem}_at", memory[c.source] - c.delay)
             value = body.add("Gather", stem, f"{c.source}/memory_last", at, axis=0)
-        graded = c.source == INPUT
-        digits = split(body, value, stem, network.input.low, network.input.high) if graded else (Digit(value),)
+        digits = _digits(body, network, c, value, stem)
         return known.setdefault((c.source, c.delay), Sent(value, network.shape_of(c.source), digits, ("batch",)))
 
     for p in network.order:
@@ -290,10 +300,10 @@ def _step_by_step(network: Network, incoming: Incoming, trace: Collection[str]) 
             body.add("Identity", drive, u_start)  # zeros
         results = [*([now[p.name]] if p.spikes else []), f"{p.name}/u_now", f"{p.name}/v_now"]
         operands = [drive, f"{p.name}/bias", f"{p.name}/u_last", f"{p.name}/v_last"]
-        function = function_name(p.reset, step=True)
+        function = function_name(Kind.of(p), step=True)
         body.add(function, p.name, *operands, outputs=results, domain=DOMAIN, **attributes(p, step=True))
         if p.spikes:
-            seen[f"{p.name}/spikes"] = helper.make_tensor_value_info(now[p.name], TensorProto.UINT8, dims)
+            seen[f"{p.name}/spikes"] = helper.make_tensor_value_info(now[p.name], _sent_type(p), dims)
         if p.name in trace:
             seen[f"{p.name}/drive"] = helper.make_tensor_value_info(drive, TensorProto.INT64, dims)
             for what in ("u", "v"):

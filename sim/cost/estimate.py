@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 
 from ...deploy.chip import Chip, CostSet, load_chip
-from ...deploy.placement import Plan, stored_on_chip
+from ...deploy.placement import Plan, stored_on_chip, without_graded_spikes
 from ...deploy.placement import plan as make_plan
 from ...errors import DataError, UnsupportedError
 from ...network import Network, Population
@@ -78,12 +78,19 @@ def energy(
         )
     elif network.input.binary:
         notes.append("The way of the input's spikes from the host onto the chip has no published cost and is left out.")
+    if any(p.graded for p in network.populations):
+        notes.append(
+            "A graded spike counts as one message and one operation for each synapse that it reaches; no source says "
+            "what its payload adds to their energy."
+        )
     notes.append("Reading the answer out by the host has no published cost and is left out.")
     notes += [f"{model.name}: {model.note}" for model in profile.costs if model.note]
     shared = profile.value("synapses.convolution_sharing") != 0
     counts = Counts(network, run, layout, on_host, shared)
-    reason = profile.unknown.get("cost", f"the profile of {profile.title} holds no energies")
-    return estimate(counts, profile.costs, profile.name, f"No energy in joules: {reason}.", notes)
+    cannot = without_graded_spikes(network, profile)
+    reason = cannot or profile.unknown.get("cost", f"the profile of {profile.title} holds no energies")
+    models = () if cannot else profile.costs
+    return estimate(counts, models, profile.name, f"No energy in joules: {reason}.", notes)
 
 
 def _check(network: Network, run: Counted) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ...arithmetic import fan_out
-from ...network import INPUT, Connection, IntArray, Network
+from ...network import Connection, IntArray, Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +75,7 @@ class Comparison:
     int8, fp32 : float
         Energy of all those MACs at 45 nm, J.
     effective_acs, effective_macs, dense : float
-        The spiking network's, by NeuroBench's definitions. MACs are those of a graded input.
+        The spiking network's, by NeuroBench's definitions. MACs are those of a graded input and of graded spikes.
     snn_int8 : float
         Arithmetic of the spiking network at the same node with 8-bit operands, J.
     source : str
@@ -144,7 +144,8 @@ def synapses(network: Network, connection: Connection, *, nonzero: bool = False)
 
 def is_graded(network: Network, connection: Connection) -> bool:
     """Whether a connection carries values beyond -1, 0 and 1, so that its operations are multiply-accumulates."""
-    return connection.source == INPUT and (network.input.low < -1 or network.input.high > 1)
+    low, high = network.sent_range(connection.source)
+    return low < -1 or high > 1
 
 
 def compare(network: Network, run: Counted) -> Comparison:

@@ -169,7 +169,8 @@ class Layer:
         self.sums = sums
         self.state: State | None = None
         make = np.empty if synapses.compiled else np.zeros  # the kernel writes every spike
-        self.spikes = make((steps if population.spikes else 0, batch, *population.shape), np.uint8)
+        size = (steps if population.spikes else 0, batch, *population.shape)
+        self.spikes: np.ndarray = make(size, population.spike_dtype)
         self.trace = Trace.empty(steps, batch, population.shape) if traced else None
         self.wraps = self.saturations = self.products = 0
 

@@ -81,8 +81,9 @@ def level_name() -> str:
 
 
 def fits(population: Population, largest_drive: int) -> bool:
-    """Whether every intermediate result of a population stays within the kernels' 32 bits."""
-    return available() and population.state_bits <= WIDEST_STATE and largest_drive <= LARGEST_DRIVE
+    """Whether every intermediate result of a population stays within the kernels' 32 bits, and it fires 0 or 1."""
+    narrow = population.state_bits <= WIDEST_STATE and largest_drive <= LARGEST_DRIVE
+    return available() and narrow and not population.graded
 
 
 class Arriving(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...arithmetic import neuron_step, saturate, wrap
+from ...bounds import lowest_after_reset
 from ...network import DECAY_ONE, IntArray, Population, Shape
 from .packing import Layout
 from .sums import FLOAT32_EXACT
@@ -100,7 +101,7 @@ def run_neurons(population: Population, drive: Array, state: State, spikes: Arra
         ``I 2^f``; not changed.
     state : State
         ``[b, *shape]``
-    spikes : uint8 [t, b, *shape]
+    spikes : uint8 or int32 [t, b, *shape]
         Not touched with reset "none".
     trace : Trace or None
     """
@@ -112,7 +113,8 @@ def run_neurons(population: Population, drive: Array, state: State, spikes: Arra
     can_wrap = reach.u_low <= -population.v_max - 1 or reach.u_high > population.v_max + 1
     can_saturate = can_wrap or reach.v_low < -population.v_max or reach.v_high > population.v_max
     truncates = 0 < population.du < DECAY_ONE or 0 < population.dv < DECAY_ONE
-    narrow = drive.dtype == np.float32 and not (truncates or can_saturate) and reach.largest <= FLOAT32_EXACT
+    largest = max(reach.largest, population.reset_amount * population.payload_max)
+    narrow = drive.dtype == np.float32 and not (truncates or can_saturate) and largest <= FLOAT32_EXACT
     dtype = np.dtype(np.float32 if narrow else np.float64)
     return _steps(population, drive, state, spikes, trace, dtype, can_wrap, can_saturate)
 
@@ -133,8 +135,8 @@ def reach_of(population: Population, drive: Array, state: State) -> Reach:
         u += (u_low, u_high)
         v += (v_low, v_high)
         if p.spikes and v_high > p.threshold:
-            # Just above the threshold, the reset leads lowest; from the highest membrane, or without one, highest.
-            v_low = min(v_low, p.threshold + 1 - p.reset_amount if p.reset == "subtract" else 0)
+            # From the highest membrane, or without a reset, it stays highest; a spike takes rho at least.
+            v_low = min(v_low, lowest_after_reset(p))
             v_high = max(p.threshold, v_high - p.reset_amount if p.reset == "subtract" else 0)
         v.append(v_low)
         if (u_low, u_high, v_low, v_high) == before:
@@ -194,12 +196,17 @@ def _steps(
             saturations += int(np.count_nonzero(saturated != exact))
             np.copyto(v, saturated)
         if p.spikes:
-            fired = spikes[n].view(np.bool_)
-            np.greater(v, p.threshold, out=fired)
+            if p.graded:
+                fired = v > p.threshold
+                np.copyto(spikes[n], np.clip(np.floor(v * 2.0**-p.payload_shift), 1, p.payload_max), casting="unsafe")
+                spikes[n] *= fired
+            else:
+                fired = spikes[n].view(np.bool_)
+                np.greater(v, p.threshold, out=fired)
             if p.reset == "zero":
                 np.copyto(v, 0, where=fired)
             elif p.reset_amount:
-                np.multiply(fired, p.reset_amount, out=lost, dtype=dtype)
+                np.multiply(spikes[n], p.reset_amount, out=lost, dtype=dtype)
                 np.subtract(v, lost, out=v)
         if trace is not None:
             trace.current[n], trace.u[n], trace.v[n] = drive[n], u, v

@@ -1,8 +1,8 @@
 """Synapse sums of the fast engine: what arrives at a population, for many steps and samples at once.
 
-Spikes go through the compiled kernels, where those were built and the bounds say that 32 bits hold every sum. All else
-is NumPy: a sum of integers is a matrix product of floating-point numbers, and exact in any order of summation as long
-as no partial sum exceeds the mantissa. ``2^(e + f)`` is folded into the weights: it moves the exponent only.
+Plain spikes go through the compiled kernels, where those were built and the bounds say that 32 bits hold every sum.
+All else is NumPy: a sum of integers is a matrix product of floating-point numbers, and exact in any order of summation
+as long as no partial sum exceeds the mantissa. ``2^(e + f)`` is folded into the weights: it moves the exponent only.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Synapses:
         self.population = population
         self.dtype = exact_dtype(network, population, connections)
         self.compiled = kernels.fits(population, largest)
-        by_spikes = [c.synapse for c in connections if c.source != INPUT or network.input.binary]
+        by_spikes = [c.synapse for c in connections if not network.sends_graded(c.source)]
         self.layout = lay_out(population, by_spikes)
         self.may_wrap = population_bounds(network, population).can_wrap
         self.bias = _arranged_bias(population, self.layout)
@@ -131,7 +131,7 @@ class LayerSums:
 
         Parameters
         ----------
-        sent : dict of uint8 [T, B, *shape]
+        sent : dict of uint8 or int32 [T, B, *shape]
             Spikes of the populations so far.
         steps, samples : slice
         """
@@ -227,7 +227,7 @@ def _prepare(
 ) -> Prepared:
     source, target = network.shape_of(connection.source), population.shape
     shift = population.fraction_bits + connection.weight_exponent
-    spikes = connection.source != INPUT or network.input.binary
+    spikes = not network.sends_graded(connection.source)
     packed = pack(connection.synapse, source, target, layout) if layout and spikes else None
     if dtype.kind == "i":
         sums, values = _exact_sums(connection.synapse, target, shift), 2 * math.prod(source)

@@ -27,7 +27,7 @@ def neuron_causes(evidence: Evidence) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Neuron:
-    """One neuron with all that may deviate; the defaults of the last five are the description's."""
+    """One neuron with all that may deviate; the defaults of the last six are the description's."""
 
     threshold: int
     reset: str
@@ -37,17 +37,25 @@ class Neuron:
     bias: int
     v_init: int
     bits: int
+    payload_max: int = 1
+    payload_shift: int = 0
     u_init: int = 0
     rounding: str = "zero"
     strict: bool = True
     u_overflow: str = "wrap"
     v_overflow: str = "saturate"
+    takes_payload: bool = True
 
     @classmethod
     def of(cls, p: Population, neuron: int) -> Neuron:
         """The neuron of a population at a flat index."""
         bias = int(np.broadcast_to(p.bias, p.shape).ravel()[neuron])
-        return cls(p.threshold, p.reset, p.reset_amount, p.du, p.dv, bias, p.v_init, p.state_bits)
+        payload = p.payload_max, p.payload_shift
+        return cls(p.threshold, p.reset, p.reset_amount, p.du, p.dv, bias, p.v_init, p.state_bits, *payload)
+
+    def payload(self, charged: int) -> int:
+        """What a spike carries."""
+        return max(1, min(charged >> self.payload_shift, self.payload_max))
 
 
 class Replay(NamedTuple):
@@ -71,11 +79,12 @@ def replay(neuron: Neuron, currents: list[int], forced: list[int] | None = None)
         v = _fit(_decayed(v, neuron.dv, neuron.rounding) + u + neuron.bias, neuron.bits, neuron.v_overflow)
         charged.append(v)
         fires = v > neuron.threshold if neuron.strict else v >= neuron.threshold
-        spike = int(fires) if forced is None else forced[n]
+        spike = (neuron.payload(v) if fires else 0) if forced is None else forced[n]
         if neuron.reset == "none":
             spike = 0
         if spike:
-            v = 0 if neuron.reset == "zero" else v - neuron.reset_amount
+            taken = neuron.reset_amount * (spike if neuron.takes_payload else 1)
+            v = 0 if neuron.reset == "zero" else v - taken
         fired.append(spike)
         currents_after.append(u)
         membranes.append(v)
@@ -196,14 +205,33 @@ def resets_otherwise(e: Evidence) -> Iterator[tuple[str, Neuron]]:
         yield f"it resets to zero instead of subtracting {neuron.reset_amount}", replace(neuron, reset="zero")
     if neuron.reset == "zero":
         text = "it subtracts the threshold at a spike instead of resetting to zero"
-        yield text, replace(neuron, reset="subtract", reset_amount=neuron.threshold)
+        yield text, replace(neuron, reset="subtract", reset_amount=neuron.threshold, takes_payload=False)
     yield "it does not reset", replace(neuron, reset="subtract", reset_amount=0)
     n, theirs = e.origin, e.other
     if n is not None and theirs.v is not None and theirs.spike is not None and theirs.spike[n]:
         charged = replay(neuron, arrived(e)).charged
-        amount = charged[n] - theirs.v[n]
-        text = f"it subtracts {amount} at a spike instead of {neuron.reset_amount}"
-        yield text, replace(neuron, reset="subtract", reset_amount=amount)
+        amount, rest = divmod(charged[n] - theirs.v[n], theirs.spike[n])
+        each = " for each unit sent" if e.population.graded else " at a spike"
+        text = f"it subtracts {amount}{each} instead of {neuron.reset_amount}"
+        if not rest:
+            yield text, replace(neuron, reset="subtract", reset_amount=amount)
+
+
+def sends_other_payloads(e: Evidence) -> Iterator[tuple[str, Neuron]]:
+    """A graded spike that is plain, of another unit or without a limit, or is subtracted as if it were plain."""
+    if not e.population.graded:
+        return
+    neuron = Neuron.of(e.population, e.neuron)
+    yield "its spikes are plain, 1 instead of a payload", replace(neuron, payload_max=1)
+    for by in (1, -1):
+        shift = neuron.payload_shift + by
+        if shift >= 0:
+            text = f"its payload is the membrane shifted right by {shift} instead of {neuron.payload_shift}"
+            yield text, replace(neuron, payload_shift=shift)
+    yield f"it does not limit payloads to {neuron.payload_max}", replace(neuron, payload_max=2**31)
+    if neuron.reset == "subtract":
+        text = f"it subtracts {neuron.reset_amount} once at a spike, not for each unit sent"
+        yield text, replace(neuron, takes_payload=False)
 
 
 def overflows_otherwise(e: Evidence) -> Iterator[tuple[str, Neuron]]:
@@ -227,6 +255,7 @@ FAULTS: tuple[Fault, ...] = (
     starts_elsewhere,
     decays_by_one_more_or_less,
     resets_otherwise,
+    sends_other_payloads,
     overflows_otherwise,
 )
 
@@ -240,7 +269,7 @@ def _offsets(e: Evidence) -> list[int]:
     by = [theirs[n] - mine[n] for mine, theirs in pairs if mine is not None and theirs is not None]
     charged = replay(Neuron.of(e.population, e.neuron), arrived(e)).charged
     if e.other.v is not None and e.other.spike is not None and e.other.spike[n] and e.population.reset == "subtract":
-        by.append(e.other.v[n] + e.population.reset_amount - charged[n])  # only the other side has fired
+        by.append(e.other.v[n] + e.population.reset_amount * e.other.spike[n] - charged[n])  # only the other has fired
     if e.other.v is not None and e.other.spike is not None and not e.other.spike[n]:
         by.append(e.other.v[n] - charged[n])  # only the baseline has fired, or neither
     return [b for b in dict.fromkeys(by) if b]

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 WIDTH = 9.0  # inches
 PANELS = 6  # membranes drawn one below the other
+PALEST = 0.15  # opacity of a graded spike that carries next to nothing
 LABELLED = 16  # neurons of a population that are named in a raster
 
 
 def raster(traces: Traces, path: str | Path, sample: int | None = None) -> Path:
-    """Draw the spikes of the traced neurons of one sample, a row per neuron.
+    """Draw the spikes of the traced neurons of one sample, a row per neuron; graded spikes the darker, the larger.
 
     Parameters
     ----------
@@ -57,9 +58,13 @@ def raster(traces: Traces, path: str | Path, sample: int | None = None) -> Path:
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for i, (axes, name) in enumerate(zip(grid, rows, strict=True)):
-            step, neuron = np.nonzero(traces.spikes[name][:, at])
+            sent = traces.spikes[name][:, at]
+            step, neuron = np.nonzero(sent)
             tall = float(np.clip(0.8 * heights[i] * 72 / rows[name], 0.5, 9))
-            axes.hlines(neuron, step - 0.4, step + 0.4, linewidth=tall, color=SERIES[i % 5])
+            marks = axes.hlines(neuron, step - 0.4, step + 0.4, linewidth=tall, color=SERIES[i % 5])
+            if traces.network.population(name).graded and step.size:
+                marks.set_alpha(PALEST + (1 - PALEST) * sent[step, neuron] / sent.max())
+                axes.text(1.005, 0.5, f"up to {sent.max():,}", transform=axes.transAxes, va="center")
             axes.set_ylim(rows[name] - 0.5, -0.5)
             axes.set_xlim(-0.6, traces.network.steps - 0.4)
             _name_rows(axes, traces, name)

@@ -24,9 +24,10 @@ ABOUT = "about"  # name of the JSON text that says what the arrays are
 def save_traces(traces: Traces, path: str | Path, dt: float = 1.0) -> Path:
     """Write traces; the suffix of ``path`` says how.
 
-    ``.npz`` and ``.zarr`` hold ``POPULATION/QUANTITY`` ``[T, S, K]`` (spikes uint8, the others int64),
+    ``.npz`` and ``.zarr`` hold ``POPULATION/QUANTITY`` ``[T, S, K]`` (spikes uint8, graded int32, the others int64),
     ``POPULATION/neurons``, ``samples`` and the JSON text ``about`` (in Zarr: attributes). ``.h5`` holds NIR data: a
-    node per population, an observable per quantity as time-gridded data ``[S, T, K]`` (spikes bool, the others int64),
+    node per population, an observable per quantity as time-gridded data ``[S, T, K]`` (plain spikes bool, graded int32,
+    the others int64),
     and the flat indices of the neurons beside the observables, where readers that do not know them pass them by.
 
     Parameters
@@ -107,7 +108,8 @@ def _write_nir(traces: Traces, path: Path, dt: float) -> None:
         grids = {}
         for quantity, values in traces.of(name).items():
             by_sample = np.ascontiguousarray(values.transpose(1, 0, 2))
-            grids[quantity] = nir.TimeGriddedData(by_sample.astype(bool) if quantity == "spikes" else by_sample, dt)
+            plain = quantity == "spikes" and not traces.network.population(name).graded
+            grids[quantity] = nir.TimeGriddedData(by_sample.astype(bool) if plain else by_sample, dt)
         nodes[name] = nir.NIRNodeData(grids)
     with written_whole(path) as temporary:
         nir.write_data(temporary, nir.NIRGraphData(nodes))

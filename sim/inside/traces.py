@@ -18,7 +18,6 @@ from ..simulation import QUANTITIES, Progress, Quantity, batch_size, batches, co
 from .selection import Select, select_neurons, select_samples
 
 TRACE_BYTES = 2**30  # what may be kept, and what one sample may need while it runs, unless the caller says otherwise
-_BYTES: dict[Quantity, int] = {"spikes": 1, "u": 8, "v": 8, "current": 8}
 
 
 @dataclass
@@ -33,8 +32,8 @@ class Traces:
         Indices in the data set, ascending.
     neurons : dict of int64 [K]
         By population: flat indices in C order, ascending.
-    spikes : dict of uint8 [T, S, K]
-        Where asked for, of populations that spike.
+    spikes : dict of uint8 or int32 [T, S, K]
+        Where asked for, of populations that spike; payloads, as int32, where spikes are graded.
     u, v, current : dict of int64 [T, S, K]
         Where asked for: current, membrane after the reset, and ``I 2^f``, in state units.
     """
@@ -43,7 +42,7 @@ class Traces:
     engine: str
     samples: IntArray
     neurons: dict[str, IntArray]
-    spikes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    spikes: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     u: dict[str, IntArray] = field(default_factory=dict)
     v: dict[str, IntArray] = field(default_factory=dict)
     current: dict[str, IntArray] = field(default_factory=dict)
@@ -71,6 +70,7 @@ class Traces:
                     "shape": list(p.shape),
                     "neurons": len(self.neurons[p.name]),
                     "threshold": p.threshold if p.spikes else None,
+                    **({"payload_max": p.payload_max, "payload_shift": p.payload_shift} if p.graded else {}),
                     "reset": p.reset,
                     "quantities": list(self.of(p.name)),
                 }
@@ -136,7 +136,8 @@ def trace(
     for population, what in wanted.items():
         for q in what:
             size = (net.steps, len(numbers), len(chosen[population]))
-            getattr(kept, q)[population] = np.empty(size, np.uint8 if q == "spikes" else np.int64)
+            dtype = net.population(population).spike_dtype if q == "spikes" else np.int64
+            getattr(kept, q)[population] = np.empty(size, dtype)
     done = 0
     for part in batches(net, np.take(x, numbers, axis=x.ndim - len(net.input.shape) - 1), batch_size(net, traced)):
         recording = executor(net, net.input.encode(part), traced)
@@ -172,7 +173,11 @@ def _refuse_too_much(
     max_bytes: int,
 ) -> None:
     """An engine traces whole populations of the samples that it runs; what is kept are the chosen neurons."""
-    kept = sum(net.steps * samples * len(chosen[p]) * sum(_BYTES[q] for q in what) for p, what in wanted.items())
+    spike_bytes = {p: np.dtype(net.population(p).spike_dtype).itemsize for p in wanted}
+    kept = sum(
+        net.steps * samples * len(chosen[p]) * (8 * len(set(what) - {"spikes"}) + spike_bytes[p] * ("spikes" in what))
+        for p, what in wanted.items()
+    )
     if kept > max_bytes:
         neurons = sum(map(len, chosen.values()))
         raise DataError(

@@ -30,6 +30,8 @@ class SoftResetLIF(AbstractProcess):
         v = trunc(v (4096 - dv) / 4096) + u + bias                     saturates at state_bits
         s = v > threshold;   v = v - reset_amount s
 
+    With ``payload_max`` above 1 a spike is graded: ``clip(floor(v / 2^payload_shift), 1, payload_max)`` in place of 1.
+
     A window begins at every chip step ``t`` (the first is 1) with
     ``t % reset_interval == reset_offset % reset_interval``, as in Lava's ``LIFReset``. With ``reset="none"`` it is a
     readout accumulator and never spikes; ``reset="zero"`` is there for what ``LIFReset`` cannot hold (an initial
@@ -38,7 +40,7 @@ class SoftResetLIF(AbstractProcess):
     Parameters
     ----------
     shape : tuple of int
-    threshold, reset_amount, du, dv, bias, v_init, fraction_bits, state_bits, reset
+    threshold, reset_amount, du, dv, bias, v_init, payload_max, payload_shift, fraction_bits, state_bits, reset
         As in :class:`lapilli.network.Population`, in state units; checked there.
     activation_shift : int, optional
         State units per unit of ``a_in`` as a power of two; ``fraction_bits`` unless given.
@@ -52,7 +54,7 @@ class SoftResetLIF(AbstractProcess):
     a_in : InPort
         Sum of the incoming connections, int32.
     s_out : OutPort
-        Spikes, 0 or 1, int32.
+        Spikes, 0 or 1 or payloads, int32.
     u, v : Var
         State after the step, int64.
     """
@@ -68,6 +70,8 @@ class SoftResetLIF(AbstractProcess):
         dv: int = 0,
         bias: npt.ArrayLike = 0,
         v_init: int = 0,
+        payload_max: int = 1,
+        payload_shift: int = 0,
         fraction_bits: int = 6,
         state_bits: int = 24,
         activation_shift: int | None = None,
@@ -85,6 +89,8 @@ class SoftResetLIF(AbstractProcess):
             dv=dv,
             bias=np.atleast_1d(np.asarray(bias)),
             v_init=v_init,
+            payload_max=payload_max,
+            payload_shift=payload_shift,
             fraction_bits=fraction_bits,
             state_bits=state_bits,
         )
