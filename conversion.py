@@ -129,6 +129,10 @@ def convert_checkpoint(
         recipe = Recipe.model_validate(found.header.recipe)
     except ValueError as error:
         raise FileFormatError(f"{path}: holds no recipe that this lapilli reads ({error})") from None
+    if found.header.stage == "relu":
+        raise FileFormatError(
+            f"{path}: holds a ReLU network, which has no thresholds; give float.safetensors beside it"
+        )
     if found.header.stage == "bit-true":
         asked = {"--bits": bits is not None, "--report": report, "--max-loss": max_loss is not None}
         if any(asked.values()):
@@ -144,7 +148,7 @@ def convert_checkpoint(
     config = recipe.quantize if bits is None else recipe.quantize.model_copy(update={"weight_bits": bits})
     yardstick = folded
     if max_loss is None:  # the search calibrates for itself, at every width
-        folded, config = calibrate(folded, config, data.train.x, execute=find("fast"))
+        folded, config = calibrate(folded, config, data.train.calibration(), execute=find("fast"))
     measured, search = None, None
     if report or max_loss is not None:
         from .export.bit_search import mixed_precision
@@ -156,13 +160,13 @@ def convert_checkpoint(
             choosing, judged = judged.take(slice(0, None, 2)), judged.take(slice(1, None, 2))
             search = mixed_precision(
                 folded, config, choosing.values(), choosing.y,
-                calibration=data.train.x, execute=fast, max_loss=max_loss, candidates=widths,
+                calibration=data.train.calibration(), execute=fast, max_loss=max_loss, candidates=widths,
             )  # fmt: skip
             folded, config = search.folded, search.config
         if report:
-            made = quantize_with_latent(folded, config, data.train.x)
+            made = quantize_with_latent(folded, config, data.train.calibration())
             measured = quantization_report(yardstick, config, judged.values(), judged.y, made=made, execute=fast)
-    network = quantize_with_latent(folded, config, data.train.x).network
+    network = quantize_with_latent(folded, config, data.train.calibration()).network
     metadata = {**network.metadata, "recipe": recipe.provenance(), "method": f"{recipe.method}, quantized"}
     return Converted(BitTrueNetwork(network).to_network(metadata), (), measured, search)
 

@@ -1,7 +1,8 @@
 """Whole pipelines: the stages of ``lapilli run``, each a function of what came before.
 
 The rooms do the work; this module hands the description from one to the next and writes what a run leaves behind:
-``float.safetensors``, ``checkpoint.safetensors`` and their tables of epochs, ``network.onnx``, ``report.html``,
+``relu.safetensors`` (of a recipe with ``[relu]``), ``float.safetensors``, ``checkpoint.safetensors`` and their tables
+of epochs, ``network.onnx``, ``report.html``,
 ``report.json`` and ``summary.json``.
 """
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .train.model import SpikingSequential
     from .train.parallel import Workers
 
+RELU_CHECKPOINT = "relu.safetensors"
 FLOAT_CHECKPOINT = "float.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 NETWORK = "network.onnx"
@@ -76,7 +78,7 @@ class Trained:
 
 
 def train_float(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrator, device: str = "cpu") -> None:
-    """The float training of a recipe alone; leaves ``float.safetensors`` and ``float.csv``.
+    """The float training of a recipe alone, with what comes before; leaves ``float.safetensors`` and ``float.csv``.
 
     Raises
     ------
@@ -84,7 +86,7 @@ def train_float(recipe: Recipe, folder: Path, *, resume: bool, narrator: Narrato
         As :func:`train_recipe`.
     """
     with _training(recipe, folder, resume, narrator, device) as training:
-        training.float_network()
+        training.float_network(training.first_network({})[0])
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,45 @@ class _Training:
     workers: Workers
     place: str
 
-    def float_network(self) -> tuple[SpikingSequential, History]:
-        """Train the float network."""
+    def first_network(self, accuracy: dict[str, float]) -> tuple[SpikingSequential, dict[str, History]]:
+        """The network that training with spikes begins with, and what was done before: a ReLU network, if anything."""
+        from .train.loop import evaluate
         from .train.model import build
+        from .train.relu import ReluNetwork, to_spikes
 
-        recipe, data = self.recipe, self.data
-        model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed).to(self.place)
-        return model, self.fit(model, recipe.train, "float", FLOAT_CHECKPOINT)
+        recipe, data, config = self.recipe, self.data, self.recipe.relu
+        if config is None:
+            return build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed).to(self.place), {}
+        with self.narrator.stage("ReLU training", spinner=False) as stage:
+            model = build(recipe.network, data.shape, data.n_classes, seed=config.seed).to(self.place)
+            relu = ReluNetwork(model)
+            if config.initial is not None:
+                relu.load(config.initial)
+            history = self.fit(relu, config, "relu", RELU_CHECKPOINT)
+            accuracy["relu"] = stage.accuracy = evaluate(relu, data.test)
+            stage.note = f"{config.epochs} epochs, a conventional network"
+        with self.narrator.stage("thresholds") as stage:
+            to_spikes(relu, model, data.train, config)
+            self.workers.take_from_the_first(model.parameters())
+            stage.note = f"percentile {config.percentile:g} of what ReLUs send"
+            if not (self.resume and (self.folder / FLOAT_CHECKPOINT).exists()):  # else it was measured then
+                stage.accuracy = evaluate(model, data.test)
+                stage.note += f"; {recipe.network.steps} steps of spikes, not trained further"
+        return model, {"relu": history}
+
+    def float_network(self, model: SpikingSequential) -> History:
+        """Train the float network with spikes."""
+        from .train.checkpoint import load
+
+        path, relu = self.folder / FLOAT_CHECKPOINT, self.recipe.relu
+        if self.resume and path.exists():
+            found = load(path).header.recipe.get("relu")
+            if found != (None if relu is None else relu.model_dump(mode="json")):
+                raise FileFormatError(
+                    f"{path}: was started from another ReLU network ([relu] differs); give another folder, or train "
+                    "without resuming"
+                )
+        return self.fit(model, self.recipe.train, "float", FLOAT_CHECKPOINT)
 
     def fit(self, module: nn.Module, config: TrainConfig, stage: TrainingStage, name: str) -> History:
         """Train a module; its checkpoint and log are in the folder."""
@@ -162,7 +196,7 @@ def train_recipe(
     download: bool = False,
     float_folder: Path | None = None,
 ) -> Trained:
-    """Train a recipe: float DSR, folding, quantization, bit-true fine-tuning.
+    """Train a recipe: a ReLU network where it has one, float DSR, folding, quantization, bit-true fine-tuning.
 
     Leaves ``float.safetensors`` and ``checkpoint.safetensors`` in ``folder``, with a table of their epochs each
     (``float.csv``, ``bit-true.csv``; with ``tensorboard`` event files, too); ``resume`` continues from them. Training
@@ -184,19 +218,20 @@ def train_recipe(
 
     with _training(recipe, folder, resume, narrator, device, tensorboard, download) as training:
         data, narrator, accuracy = training.data, training.narrator, dict[str, float]()
+        if float_folder is not None:
+            training = replace(training, folder=float_folder, resume=True)
+        model, histories = training.first_network(accuracy)
 
         with narrator.stage("float training", spinner=False) as stage:
-            if float_folder is not None:
-                training = replace(training, folder=float_folder, resume=True)
-            model, float_history = training.float_network()
+            histories["float"] = training.float_network(model)
             training = replace(training, folder=folder, resume=resume)
             accuracy["float"] = stage.accuracy = evaluate(model, data.test)
             stage.note = f"{recipe.train.epochs} epochs, {recipe.method}"
 
         with narrator.stage("fold and quantize") as stage:
             folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels, reset=recipe.quantize.reset)
-            folded, quantizing = calibrate(folded, recipe.quantize, data.train.x, execute=find("fast"))
-            made = quantize_with_latent(folded, quantizing, calibration=data.train.x)
+            folded, quantizing = calibrate(folded, recipe.quantize, data.train.calibration(), execute=find("fast"))
+            made = quantize_with_latent(folded, quantizing, calibration=data.train.calibration())
             bit_true = BitTrueNetwork(
                 made.network, made.latent, executor=find("fast"), mixed_precision=recipe.bit_true.mixed_precision
             )
@@ -205,7 +240,7 @@ def train_recipe(
 
         with narrator.stage("bit-true training", spinner=False) as stage:
             bit_true = bit_true.to(training.place)
-            bit_true_history = training.fit(bit_true, recipe.bit_true, "bit-true", CHECKPOINT)
+            histories["bit-true"] = training.fit(bit_true, recipe.bit_true, "bit-true", CHECKPOINT)
             accuracy["bit-true"] = stage.accuracy = evaluate(bit_true.cpu(), data.test)
             stage.note = f"{recipe.bit_true.epochs} epochs in the chip's integers"
 
@@ -216,11 +251,7 @@ def train_recipe(
         "accuracy": {"data": data.name, "samples": len(data.test), **accuracy},
         "trained_with": _versions(("lapilli", "torch", "numpy")),
     }
-    history = [
-        _epoch(name, epoch)
-        for name, past in (("float", float_history), ("bit-true", bit_true_history))
-        for epoch in past.epochs
-    ]
+    history = [_epoch(name, epoch) for name, past in histories.items() for epoch in past.epochs]
     return Trained(recipe, data, bit_true, made.network, bit_true.to_network(metadata), history, accuracy)
 
 

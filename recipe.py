@@ -1,6 +1,6 @@
 """Recipes: TOML files that describe a whole pipeline, from data to chip.
 
-A recipe names its sections after the rooms' own configurations (``[data]``, ``[network]``, ``[train]``,
+A recipe names its sections after the rooms' own configurations (``[data]``, ``[network]``, ``[relu]``, ``[train]``,
 ``[quantize]``, ``[bit_true]``, ``[deploy]``); every key is checked, and an unknown one is refused with its line.
 """
 
@@ -11,14 +11,14 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import RecipeError
 from .export.quantization import QuantizeConfig
 from .recipes import FOLDER
-from .train.config import BitTrueConfig, DataConfig, NetworkConfig, TrainConfig, settings_of_the_method
+from .train.config import BitTrueConfig, DataConfig, NetworkConfig, ReluConfig, TrainConfig, settings_of_the_method
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +46,7 @@ class Recipe(BaseModel):
     description: str = ""
     data: DataConfig
     network: NetworkConfig
+    relu: ReluConfig | None = None
     train: TrainConfig
     quantize: QuantizeConfig = Field(default_factory=lambda: QuantizeConfig.model_validate({}))
     bit_true: BitTrueConfig = Field(default_factory=lambda: BitTrueConfig.model_validate({}))
@@ -64,17 +65,24 @@ class Recipe(BaseModel):
                 completed[section] = settings | own
         return completed
 
+    @model_validator(mode="after")
+    def _relu_leads_to_dsr(self) -> Recipe:
+        if self.relu is not None and self.network.method != "dsr":
+            raise ValueError("relu: thresholds of TSSL-BP are fixed; leave the section out, or use method dsr")
+        return self
+
     @property
     def method(self) -> str:
         """How the network is trained, in a few words."""
         n = self.network
         if n.method == "tssl-bp":
             return f"TSSL-BP, {n.steps} steps, gradient by {n.gradient}"
-        return f"DSR {n.neuron.upper()}, {n.steps} steps, reset {n.reset}"
+        start = "" if self.relu is None else ", from a ReLU network"
+        return f"DSR {n.neuron.upper()}, {n.steps} steps, reset {n.reset}{start}"
 
     def provenance(self) -> dict[str, Any]:
-        """JSON values for a network's metadata: everything but where this machine keeps its data."""
-        return self.model_dump(mode="json", exclude={"data": {"folder"}})
+        """JSON values for a network's metadata: everything but where this machine keeps its files."""
+        return self.model_dump(mode="json", exclude={"data": {"folder"}, "relu": {"initial"}})
 
 
 def shipped() -> dict[str, str]:
@@ -146,11 +154,12 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """Keys that a section of a recipe knows."""
     model: Any = Recipe
     for part in location[:-1]:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = model.model_fields.get(part) if model is not None else None
         if field is None:
             return []
-        model = field.annotation
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        wanted = (field.annotation, *get_args(field.annotation))  # a section, or one that may be left out
+        model = next((a for a in wanted if isinstance(a, type) and issubclass(a, BaseModel)), None)
+    return list(model.model_fields) if model is not None else []
 
 
 def _explain(error: ValidationError, where: str, text: str, overrides: Iterable[str]) -> str:

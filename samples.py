@@ -53,16 +53,16 @@ def read_samples(data: str, network: Network, limit: int | None = None) -> Sampl
         If there is no such data, or it does not fit the network.
     """
     if Path(data.removesuffix(":train").removesuffix(":test")).is_dir():
-        samples = _from_folder(data, network)
+        samples = _from_folder(data, network, limit)
     elif data.endswith((".npz", ".npy")) or "/" in data:
         samples = _from_file(Path(data))
     else:
-        samples = _from_registry(data, network)
+        samples = _from_registry(data, network, limit)
     samples = Samples(samples.name, _fitting(samples, network), samples.y)
     return samples if limit is None else _first(samples, network, limit)
 
 
-def _from_registry(data: str, network: Network) -> Samples:
+def _from_registry(data: str, network: Network, limit: int | None) -> Samples:
     # A name may have a colon itself: torchvision:MNIST:train.
     name, _, split = data.rpartition(":")
     if name in ("", "torchvision", "tonic"):
@@ -70,10 +70,10 @@ def _from_registry(data: str, network: Network) -> Samples:
     if split not in ("", "train", "test"):
         raise DataError(f"data {data!r}: {split!r} is not a split; give {name}:train or {name}:test")
     trained_on = network.metadata.get("recipe", {}).get("data", {})
-    return _load(data, trained_on if trained_on.get("name") == name else {"name": name}, split, network.steps)
+    return _load(data, trained_on if trained_on.get("name") == name else {"name": name}, split, network.steps, limit)
 
 
-def _from_folder(data: str, network: Network) -> Samples:
+def _from_folder(data: str, network: Network, limit: int | None) -> Samples:
     folder, _, split = data.rpartition(":") if data.endswith((":train", ":test")) else (data, "", "test")
     trained_on = network.metadata.get("recipe", {}).get("data", {})
     if not trained_on.get("name"):
@@ -81,10 +81,10 @@ def _from_folder(data: str, network: Network) -> Samples:
             f"data {data}: a folder, but network {network.name!r} holds no recipe that says how to read it; "
             "give a .npz or .npy file"
         )
-    return _load(data, {**trained_on, "folder": folder}, split, network.steps)
+    return _load(data, {**trained_on, "folder": folder}, split, network.steps, limit)
 
 
-def _load(data: str, section: dict[str, Any], split: str, steps: int) -> Samples:
+def _load(data: str, section: dict[str, Any], split: str, steps: int, limit: int | None) -> Samples:
     from pydantic import ValidationError
 
     from .train.config import DataConfig
@@ -95,7 +95,7 @@ def _load(data: str, section: dict[str, Any], split: str, steps: int) -> Samples
     except ValidationError as error:
         wrong = "; ".join(f"data.{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
         raise DataError(f"data {data}: the network's recipe is not one that this lapilli reads ({wrong})") from None
-    chosen = getattr(load(config, steps), split or "test")
+    chosen = getattr(load(config, steps), split or "test").take(slice(limit))
     return Samples(data, chosen.values(), chosen.y)
 
 

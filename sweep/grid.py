@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import RecipeError
 from ..recipe import Recipe, load_recipe
@@ -97,8 +98,8 @@ def points_of(recipe: str, assignments: Iterable[str], seeds: int = 1) -> list[P
     assignments : iterable of str
         See :meth:`Axis.parse`.
     seeds : int
-        Networks at every position of the grid: with the recipe's ``train.seed`` and ``bit_true.seed``, and with 1, 2,
-        ... added to both.
+        Networks at every position of the grid: with the recipe's ``train.seed``, ``bit_true.seed`` and ``relu.seed``,
+        and with 1, 2, ... added to them.
 
     Raises
     ------
@@ -123,10 +124,12 @@ def points_of(recipe: str, assignments: Iterable[str], seeds: int = 1) -> list[P
         )
         base = load_recipe(recipe, [f"{key}={value}" for key, value in chosen.items()])
         for offset in range(seeds):
-            again = {
+            again: dict[str, Any] = {
                 "train": base.train.model_copy(update={"seed": base.train.seed + offset}),
                 "bit_true": base.bit_true.model_copy(update={"seed": base.bit_true.seed + offset}),
             }
+            if base.relu is not None:
+                again["relu"] = base.relu.model_copy(update={"seed": base.relu.seed + offset})
             settings = {key: value for key, value in chosen.items() if key in varied}
             points.append(Point(settings, base.train.seed + offset, base.model_copy(update=again)))
     return points

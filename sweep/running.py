@@ -131,7 +131,7 @@ def run_sweep(
 
 def _key(recipe: Recipe, more: tuple[str, ...] = ()) -> str:
     """Hash of what float training depends on, and of further sections."""
-    sections = recipe.model_dump(mode="json", include={"data", "network", "train", *more})
+    sections = recipe.model_dump(mode="json", include={"data", "network", "relu", "train", *more})
     return fingerprint({"version": __version__, **sections})[:16]
 
 
@@ -188,7 +188,7 @@ def _measure(recipe: Recipe, place: Path, trained: Path, device: str) -> dict[st
     made = train_recipe(recipe, place, resume=True, narrator=Narrator(), device=device, float_folder=trained)
     save(made.network, place / NETWORK)
     network = load(place / NETWORK)
-    run = simulate(network, made.data.test.x)
+    run = simulate(network, made.data.test.values())
     return {
         "accuracy": {
             "float": made.accuracy["float"],

@@ -32,6 +32,7 @@ SMALL = {  # networks as they are, but narrow
     "cifar100-dsr": ["network.width=2", "network.steps=4"],
     "cifar100-dsr-n5": ["network.width=2"],
     "dvs-cifar10-dsr": ["network.width=2", "network.steps=3"],
+    "imagenet-dsr": ["network.width=2", "network.steps=4", "relu.epochs=1", "relu.batch_size=10"],
     "nmnist": ["network.steps=3"],
     "cifar10-tssl": ["network.width=3"],
     "fashion-tssl": ["network.width=4"],

@@ -23,7 +23,7 @@ from ..whole_file import written_whole
 
 FORMAT_VERSION = 1
 METADATA_KEY = "lapilli.checkpoint"
-Stage: TypeAlias = Literal["float", "bit-true"]
+Stage: TypeAlias = Literal["relu", "float", "bit-true"]
 
 
 class _Record(BaseModel):

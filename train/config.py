@@ -1,4 +1,4 @@
-"""The recipe's sections ``[data]``, ``[network]``, ``[train]`` and ``[bit_true]``: what to train, and how.
+"""The recipe's sections ``[data]``, ``[network]``, ``[relu]``, ``[train]`` and ``[bit_true]``: what to train, and how.
 
 Defaults are the published DSR settings (qymeng94/DSR ``README.md`` and ``cifar/main_single_gpu.py``), scaled where
 a small data set needs it, each such place says so; with ``network.method = "tssl-bp"`` those of that method's official
@@ -406,10 +406,28 @@ class DataConfig(Section):
     validation: float = Field(
         default=0.0, ge=0, lt=1, description="part of the training samples that is held out to choose by (train.keep)"
     )
-    augment: Literal["none", "shift", "crop-flip"] = Field(
+    size: int | None = Field(
+        default=None,
+        ge=1,
+        description="imagefolder: images of any size are scaled and cut to squares of so many pixels (ImageNet: 224). "
+        "Default: all files have one size, and stay as they are",
+    )
+    resize: int | None = Field(
+        default=None,
+        ge=1,
+        description="with size: the shorter side is scaled to this, then the middle is cut out (default: 256/224 size)",
+    )
+    memory: float = Field(
+        default=2.0,
+        ge=0,
+        description="imagefolder: images that take more than so many GiB (as float32) stay on disk and are decoded a "
+        "batch at a time",
+    )
+    augment: Literal["none", "shift", "crop-flip", "resized-crop"] = Field(
         default="none",
         description="training images as they are, or shifted at random, zeros coming in; with crop-flip also mirrored "
-        "at random (DSR for CIFAR). All frames of a sample are changed in the same way",
+        "at random (DSR for CIFAR). All frames of a sample are changed in the same way. resized-crop, of an "
+        "imagefolder with size: a random part, scaled to size and mirrored at random (ImageNet)",
     )
     augment_pixels: int | None = Field(
         default=None,
@@ -430,6 +448,18 @@ class DataConfig(Section):
     )
     events: EventsConfig = Field(default=EventsConfig(), description="for events: how they become frames")
     sound: SoundConfig = Field(default=SoundConfig(), description="for wav: how sound becomes spectrograms")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> DataConfig:
+        if self.size is None:
+            for name, given in (("resize", self.resize is not None), ("augment", self.augment == "resized-crop")):
+                if given:
+                    raise ValueError(f"{name}: {getattr(self, name)!r} needs size, the side of the images after it")
+        elif self.name != "imagefolder":
+            raise ValueError(f"size: images of {self.name!r} stay as they are; it is for name = 'imagefolder'")
+        elif self.resize is not None and self.resize < self.size:
+            raise ValueError(f"resize: {self.resize} is below size {self.size}, which is cut out of it")
+        return self
 
 
 class TrainConfig(Section):
@@ -505,6 +535,32 @@ class TrainConfig(Section):
         ge=1,
         description="torch's CPU threads; their number changes the last bits of sums (default: torch's)",
     )
+
+
+class ReluConfig(TrainConfig):
+    """A conventional network of the same layers, which the spiking one starts from: DSR's hybrid training."""
+
+    initial: str | None = Field(
+        default=None,
+        description="file of the weights to start with: a checkpoint of this network, or tensors in a safetensors or "
+        ".pt file; with epochs = 0 they are taken as they are",
+    )
+    weight_decay: float = Field(default=1e-4, ge=0, description="of every parameter (DSR: 1e-4)")
+    percentile: float = Field(
+        default=99.9, gt=0, le=100, description="every layer's threshold becomes this percentile of what its ReLUs send"
+    )
+    calibration_batches: int = Field(
+        default=5, ge=1, description="batches of training samples for it (DSR: 5, of test samples)"
+    )
+
+    @model_validator(mode="after")
+    def _is_conventional(self) -> ReluConfig:
+        if self.epochs == 0 and self.initial is None:
+            raise ValueError("epochs: 0, and no initial weights; give epochs, or the file of a trained network")
+        for name in ("rate_epochs", "mixed_precision", "freeze_norm", "backward", "loss"):
+            if getattr(self, name) != TrainConfig.model_fields[name].default:
+                raise ValueError(f"{name}: a network without spikes has only the default; leave it out")
+        return self
 
 
 class BitTrueConfig(TrainConfig):

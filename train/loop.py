@@ -10,11 +10,12 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from .rates import rate_scores
 from .spike_losses import spike_loss
 
 EVALUATION_BATCH = 512
+EVALUATION_VALUES = 2**26  # most input values of an evaluation batch at all steps: images of ImageNet are large
+_Key = TypeVar("_Key")
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 Report: TypeAlias = Callable[[int, str], None]  # (batches done since the last call, what to show)
 
@@ -87,7 +90,7 @@ def fit(
         Go on from ``checkpoint`` where it exists; the final weights are those of an uninterrupted run.
     recipe : mapping, optional
         Stored in the checkpoint as JSON.
-    stage : {"float", "bit-true"}
+    stage : {"relu", "float", "bit-true"}
         Stored in the checkpoint; a run resumes its own stage only.
     augment : callable, optional
         ``(x float32 [B, C, H, W], numpy Generator) -> x``, of training batches; frames are stacked as channels.
@@ -168,7 +171,7 @@ class _Run:
         model, config, workers = self.model, self.config, self.workers
         forward = _forward(model, config, number)
         loss, accuracy = _train_epoch(model, forward, self.optimizer, train, config, number, augment, report, workers)
-        workers.take_buffers_of_the_first(model)
+        workers.take_from_the_first(model.buffers())
         at_rates = number <= config.rate_epochs
         how = forward if at_rates else model
         done = Epoch(
@@ -202,12 +205,31 @@ def evaluate(model: nn.Module, split: Split) -> float:
 def _accuracy(model: nn.Module, forward: Forward, split: Split, workers: Workers) -> float:
     was_training = model.training
     model.eval()
-    right = 0
-    for start in range(workers.rank * EVALUATION_BATCH, len(split), workers.size * EVALUATION_BATCH):
-        x = _to_model(model, split.values(slice(start, start + EVALUATION_BATCH)))
-        right += int((forward(x).argmax(1).cpu().numpy() == split.y[start : start + EVALUATION_BATCH]).sum())
+    right, size = 0, _evaluation_batch(model, split)
+    starts = range(workers.rank * size, len(split), workers.size * size)
+    for start, x in _ahead(split, lambda start: split.values(slice(start, start + size)), starts):
+        right += int((forward(_to_model(model, x)).argmax(1).cpu().numpy() == split.y[start : start + size]).sum())
     model.train(was_training)
     return workers.total(right)[0] / len(split)
+
+
+def _evaluation_batch(model: nn.Module, split: Split) -> int:
+    steps = getattr(model, "steps", 1)
+    return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // (steps * math.prod(split.shape))))
+
+
+def _ahead(split: Split, read: Callable[[_Key], np.ndarray[Any, Any]], keys: Sequence[_Key]) -> Iterator[Any]:
+    """Each key with what is read for it; from disk in the background, one ahead, in the same order."""
+    if not split.on_disk:
+        yield from ((key, read(key)) for key in keys)
+        return
+    with ThreadPoolExecutor(1) as background:
+        coming = [background.submit(read, key) for key in keys[:1]]
+        for key, following in zip(keys, [*keys[1:], None], strict=True):
+            x = coming.pop().result()
+            if following is not None:
+                coming.append(background.submit(read, following))
+            yield key, x
 
 
 def learning_rate(config: TrainConfig, iteration: int, iterations: int) -> float:
@@ -247,12 +269,13 @@ def _train_epoch(
         for module in model.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.eval()
-    for i, batch in enumerate(order):
+    shares = [workers.share(batch) for batch in order]
+    read = _ahead(train, lambda i: train.augmented(shares[i], augment, rng), range(batches))
+    for (i, x), batch, chosen in zip(read, order, shares, strict=True):
         rate = learning_rate(config, (epoch - 1) * batches + i, config.epochs * batches)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        chosen = workers.share(batch)
-        x = _to_model(model, train.augmented(chosen, augment, rng))
+        x = _to_model(model, x)
         y = torch.from_numpy(train.y[chosen]).to(x.device)
         loss, scores = objective(x, y)
         # The shares of the processes add up to the mean over the whole batch, or to the sum.
@@ -332,7 +355,7 @@ def _to_model(model: nn.Module, x: np.ndarray[Any, Any]) -> Tensor:
 
 def _spike_rates(model: nn.Module, split: Split) -> dict[str, float]:
     rates: Any = getattr(model, "spike_rates", None)
-    return rates(_to_model(model, split.values(slice(EVALUATION_BATCH)))) if rates is not None else {}
+    return rates(_to_model(model, split.values(slice(_evaluation_batch(model, split))))) if rates is not None else {}
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UnsupportedError
 
@@ -65,11 +65,11 @@ class Workers:
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def take_buffers_of_the_first(self, model: nn.Module) -> None:
-        """Running statistics of batch normalization: those of the first process."""
+    def take_from_the_first(self, tensors: Iterable[Tensor]) -> None:
+        """Values of the first process, such as running statistics of batch normalization, in place."""
         if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
 
 
 ALONE = Workers()

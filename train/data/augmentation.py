@@ -41,7 +41,7 @@ def cutout(x: FloatArray, rng: np.random.Generator, side: int) -> FloatArray:
 
 def augmentation(config: DataConfig) -> Augment | None:
     """What a recipe does to its training images; None where that is nothing."""
-    if config.augment == "none" and not config.cutout:
+    if config.augment in ("none", "resized-crop") and not config.cutout:  # the latter is part of reading
         return None
 
     def change(x: FloatArray, rng: np.random.Generator) -> FloatArray:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -14,7 +16,8 @@ import numpy.typing as npt
 
 from ...errors import DataError
 from ..config import DataConfig
-from .split import MAX_BYTES, DataSet, FloatArray, Split, UInt8Array
+from .image_files import MAX_BYTES, FloatArray, ImageFiles, UInt8Array, scale
+from .split import DataSet, Split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 IDX_NAMES = {
@@ -26,16 +29,57 @@ IDX_NAMES = {
 
 
 def image_folder(config: DataConfig, _steps: int | None = None) -> DataSet:
-    """Images of one size, ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val``) in one folder; RGB.
+    """Images ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``val``) in one folder; RGB.
 
-    Classes are the names of the folders, sorted.
+    Of one size, or of any size with ``data.size``. Classes are the names of the folders, sorted. What takes more than
+    ``data.memory`` stays on disk, and so do training images of which random parts are taken.
     """
     folder = folder_of(config, "train/CLASS/*.jpg and test/CLASS/*.jpg")
     test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
     labels = classes_in(folder, folder / "train", test)
-    train = _decoded(folder / "train", labels, None)
-    held_out = _decoded(test, labels, train[0].shape[1:])
-    return DataSet(folder.name, pixel_split(config, *train), pixel_split(config, *held_out), labels)
+    train, y = _image_files(config, folder / "train", labels, None)
+    held_out, test_y = _image_files(config, test, labels, train.image)
+    train = replace(train, random_part=config.augment == "resized-crop")
+    return DataSet(folder.name, _kept(config, train, y), _kept(config, held_out, test_y), labels)
+
+
+def _kept(config: DataConfig, images: ImageFiles, y: npt.NDArray[np.int64]) -> Split:
+    """In memory where they fit there."""
+    return Split(images if images.random_part or images.nbytes > config.memory * 2**30 else images[:], y)
+
+
+def _image_files(
+    config: DataConfig, part: Path, labels: Sequence[str], shape: tuple[int, int, int] | None
+) -> tuple[ImageFiles, npt.NDArray[np.int64]]:
+    """All images of a part, and their classes; ``shape`` is that of the part before."""
+    files = [(f, y) for y, label in enumerate(labels) for f in _names(part / label)]
+    if not files:
+        raise DataError(f"{part}: has no images; put {', '.join(SUFFIXES)} files into its folders")
+    if config.size is not None:
+        shape = (3, config.size, config.size)
+    resize = None if config.size is None else config.resize or round(config.size * 256 / 224)
+    images = ImageFiles(
+        tuple(file for file, _ in files), shape or _shape(files[0][0]), *_normalization(config, 3), resize
+    )
+    return images, np.array([y for _, y in files], np.int64)
+
+
+def _names(folder: Path) -> list[str]:
+    """Paths of the images in a folder, sorted by name; as text, which takes less memory where they are millions."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES))
+    return [str(folder / name) for name in names]
+
+
+def _shape(file: str) -> tuple[int, int, int]:
+    """Of an image, as RGB."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return (3, image.height, image.width)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: not an image that can be decoded ({error}); replace or delete it") from None
 
 
 def folder_of(config: DataConfig, content: str) -> Path:
@@ -61,44 +105,6 @@ def classes_in(folder: Path, train: Path, test: Path) -> tuple[str, ...]:
     if odd:
         raise DataError(f"{folder}: class {odd[0]!r} is in one of {train.name} and {test.name} only")
     return tuple(sorted(found[0]))
-
-
-def _decoded(
-    part: Path, labels: Sequence[str], shape: tuple[int, ...] | None
-) -> tuple[UInt8Array, npt.NDArray[np.int64]]:
-    """All images of a part, ``uint8 [n, 3, H, W]``, and their classes."""
-    files = [(f, y) for y, label in enumerate(labels) for f in sorted((part / label).iterdir()) if _is_image(f)]
-    if not files:
-        raise DataError(f"{part}: has no images; put {', '.join(SUFFIXES)} files into its folders")
-    x: UInt8Array | None = None
-    for i, (file, _) in enumerate(files):
-        pixels = _pixels(file, shape)
-        if x is None:
-            shape = pixels.shape
-            check_size(part, len(files), shape)
-            x = np.empty((len(files), *shape), np.uint8)
-        x[i] = pixels
-    return cast("UInt8Array", x), np.array([y for _, y in files], np.int64)
-
-
-def _pixels(file: Path, shape: tuple[int, ...] | None) -> UInt8Array:
-    """One image, ``uint8 [3, H, W]``; decoded only if it has the shape that is expected."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            if shape is not None and (3, image.height, image.width) != shape:
-                raise DataError(
-                    f"{file}: is {image.width}x{image.height}, the images before are {shape[2]}x{shape[1]}; "
-                    "resize all to one size"
-                )
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not an image that can be decoded ({error}); replace or delete it") from None
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
 
 
 def check_size(where: str | Path, samples: int, shape: tuple[int, ...]) -> None:
@@ -165,13 +171,15 @@ def _read_idx(path: Path, axes: int) -> UInt8Array:
 def pixel_split(config: DataConfig, x: UInt8Array, y: npt.NDArray[np.int64]) -> Split:
     """Pixels 0..255 become 0..1, then ``(x - mean) / std`` for each channel where given."""
     scaled: FloatArray = x.astype(np.float32)
-    scaled /= 255
-    channels = x.shape[1]
-    for name, values in (("mean", config.mean), ("std", config.std)):
+    scale(scaled, *_normalization(config, x.shape[1]))
+    return Split(scaled, y)
+
+
+def _normalization(config: DataConfig, channels: int) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation, float32 ``[channels or 1, 1, 1]``; without them 0 and 1, which change nothing."""
+    found = []
+    for name, values, without in (("mean", config.mean, 0.0), ("std", config.std, 1.0)):
         if values is not None and len(values) not in (1, channels):
             raise DataError(f"data.{name}: {len(values)} values for {channels} channels; give one for each, or one")
-    if config.mean is not None:
-        scaled -= np.array(config.mean, np.float32).reshape(-1, 1, 1)
-    if config.std is not None:
-        scaled /= np.array(config.std, np.float32).reshape(-1, 1, 1)
-    return Split(scaled, y)
+        found.append(np.array(values or (without,), np.float32).reshape(-1, 1, 1))
+    return found[0], found[1]

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import DataError
+from .image_files import MAX_BYTES, FloatArray, ImageFiles, UInt8Array  # noqa: F401
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Augment: TypeAlias = Callable[[FloatArray, np.random.Generator], FloatArray]  # of images [B, C, H, W]
-MAX_BYTES = 8 * 2**30  # of one split as it is kept; larger sets do not fit this way of holding them
+CALIBRATION_SAMPLES = 1024  # of images on disk
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +23,14 @@ class Split:
     Attributes
     ----------
     x : float32 [n, *shape], the same at every step, or [T, n, *shape] where ``framed``
-        Real values. Counts of events may be uint8, which means the same in a quarter of the memory.
+        Real values. Counts of events may be uint8, which means the same in a quarter of the memory. Images may stay
+        on disk; indexing decodes them.
     y : int64 [n]
     framed : bool
         Whether a sample is ``T`` frames, one for each time step.
     """
 
-    x: FloatArray | UInt8Array
+    x: FloatArray | UInt8Array | ImageFiles
     y: npt.NDArray[np.int64]
     framed: bool = False
 
@@ -42,6 +42,11 @@ class Split:
         """Of one sample at one step."""
         return self.x.shape[1 + self.framed :]
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether samples are read when they are asked for."""
+        return isinstance(self.x, ImageFiles)
+
     def values(self, chosen: Any = slice(None)) -> FloatArray:
         """Real values of the chosen samples (a slice, indices or a mask), as a network takes them.
 
@@ -49,11 +54,16 @@ class Split:
         -------
         float32 [B, *shape] or, where framed, [T, B, *shape]
         """
-        return (self.x[:, chosen] if self.framed else self.x[chosen]).astype(np.float32, copy=False)
+        return self._part(chosen).astype(np.float32, copy=False)
+
+    def _part(self, chosen: Any) -> npt.NDArray[Any]:
+        if self.framed and not isinstance(self.x, ImageFiles):
+            return self.x[:, chosen]
+        return self.x[chosen]
 
     def augmented(self, chosen: Any, augment: Augment | None, rng: np.random.Generator) -> FloatArray:
         """As :meth:`values`, changed at random; all frames of a sample are changed in the same way."""
-        x = self.values(chosen)
+        x = self.x.for_training(chosen, rng) if isinstance(self.x, ImageFiles) else self.values(chosen)
         if augment is None:
             return x
         if not self.framed:
@@ -63,13 +73,20 @@ class Split:
         return augment(stacked, rng).reshape(samples, steps, channels, *size).swapaxes(0, 1)
 
     def take(self, chosen: Any) -> Split:
-        """The chosen samples."""
-        return replace(self, x=self.x[:, chosen] if self.framed else self.x[chosen], y=self.y[chosen])
+        """The chosen samples; those on disk stay there."""
+        x = self.x.take(chosen) if isinstance(self.x, ImageFiles) else self._part(chosen)
+        return replace(self, x=x, y=self.y[chosen])
+
+    def calibration(self) -> npt.NDArray[Any]:
+        """Samples to calibrate with: all of those in memory, :data:`CALIBRATION_SAMPLES` spread over those on disk."""
+        if not isinstance(self.x, ImageFiles):
+            return self.x
+        return self.x[np.linspace(0, len(self) - 1, min(len(self), CALIBRATION_SAMPLES)).astype(np.int64)]
 
     def pictures(self) -> npt.NDArray[Any]:
         """Something to look at for each sample: images as they are, the mean of frames, a time series [T, features]."""
-        if not self.framed:
-            return self.x
+        if isinstance(self.x, ImageFiles) or not self.framed:
+            return self.values()
         return self.x.mean(0) if len(self.shape) == 3 else self.x.swapaxes(0, 1)
 
 
