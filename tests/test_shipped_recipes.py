@@ -26,7 +26,7 @@ SHAPES = {
     "wav": (1, 32, 32),
 }
 SMALL = {  # networks as they are, but narrow
-    "cifar10": ["network.width=2"],
+    "cifar10": ["network.layers=[{type='conv',channels=4,kernel=4,stride=2},{type='pool',size='all'},{type='linear'}]"],
     "cifar10-dsr": ["network.width=2", "network.steps=4"],
     "cifar10-dsr-n5": ["network.width=2"],
     "cifar100-dsr": ["network.width=2", "network.steps=4"],
