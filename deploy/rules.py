@@ -16,7 +16,7 @@ import numpy as np
 
 from ..bounds import PopulationBounds, policy_gaps, population_bounds
 from ..errors import UnsupportedError
-from ..network import INPUT, Connection, Network, Population
+from ..network import DECAY_ONE, INPUT, Connection, Network, Population
 from ..overflow import LAVA
 from .chip import Chip, Quantity, load_chip
 from .placement import Plan, plan, without_graded_spikes
@@ -412,16 +412,18 @@ def payloads_fit(case: Case) -> Iterator[Violation]:
     if not q:
         return
     for p in case.network.populations:
-        if not p.graded:
-            continue
         bits = p.payload_max.bit_length()
+        if not p.graded or (bits <= q.value and p.du == p.dv == DECAY_ONE):  # Lava's GradedReluVec sends those
+            continue
         if q.value == 0:
             limit, remedy = "spikes are binary", "let it send plain spikes (payload_max 1), or choose another chip"
         elif bits > q.value:
             limit = f"a spike's payload has {int(q.value)}"
             remedy = "lower payload_max, or send coarser payloads (payload_shift)"
         else:
-            limit = f"on {case.chip.name} they need a neuron program of its own; the stock LIF sends plain ones"
+            limit = (
+                f"on {case.chip.name} they need a neuron program of their own; no stock neuron with memory sends them"
+            )
             remedy = "keep it and pay, or let it send plain spikes (payload_max 1)"
         found = f"graded spikes up to {p.payload_max}, {bits} bits"
         severity = "error" if bits > q.value else "note"

@@ -164,8 +164,9 @@ def test_every_rule_has_its_case():
 
 def test_a_wide_payload_is_refused_where_spikes_are_graded():
     (note,) = broken("payloads_fit", FIVE_BIT_SPIKES, net(payload_max=31, payload_shift=6))
-    assert (note.severity, "program of its own" in note.limit) == ("note", True)
+    assert (note.severity, "program of their own" in note.limit) == ("note", True)
     (violation,) = broken("payloads_fit", FIVE_BIT_SPIKES, net(payload_max=32, payload_shift=6))
+    assert broken("payloads_fit", FIVE_BIT_SPIKES, net(payload_max=31, payload_shift=6, dv=4096)) == []
     assert (violation.found, violation.limit) == ("graded spikes up to 32, 6 bits", "a spike's payload has 5")
     assert violation.severity == "error"
     assert broken("neurons_fit_cores", "loihi1", net(payload_max=15)) == []  # said once

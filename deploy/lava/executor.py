@@ -213,8 +213,9 @@ def _read(job: Job, plan: Schedule, here: Path) -> LavaRun:
         else:
             out.v_final[p.name] = load("v_final", number)
         if p.name in job.trace:
-            out.u[p.name] = plan.by_sample(load("u", number)).astype(np.int64)
-            out.v[p.name] = plan.by_sample(load("v", number)).astype(np.int64)
+            if (here / f"u{number}.npy").exists():
+                out.u[p.name] = plan.by_sample(load("u", number)).astype(np.int64)
+                out.v[p.name] = plan.by_sample(load("v", number)).astype(np.int64)
             if (here / f"current{number}.npy").exists():
                 activation = plan.by_sample(load("current", number)).astype(np.int64)
                 out.current[p.name] = activation << told["activation_shift"][p.name]

@@ -1,9 +1,9 @@
 """From the description to an ordinary graph of Lava Processes.
 
-One Process per population and per connection. The stock ``LIFReset``, ``Dense``, ``Sparse``, ``Conv`` and
-``DelayDense`` are used wherever they compute exactly what the description says, which is checked here, not hoped for.
-Every population Process has the description's own shape (``(C, Y, X)`` in C order); only ``Conv`` lives in Lava's
-``(X, Y, C)``, and its ports are transposed where it is connected.
+One Process per population and per connection. The stock ``LIFReset``, ``GradedReluVec``, ``Dense``, ``Sparse``,
+``Conv`` and ``DelayDense`` are used wherever they compute exactly what the description says, which is checked here, not
+hoped for. Every population Process has the description's own shape (``(C, Y, X)`` in C order); only ``Conv`` lives in
+Lava's ``(X, Y, C)``, and its ports are transposed where it is connected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ import numpy.typing as npt
 
 from ...bounds import largest_sum, population_bounds
 from ...errors import UnsupportedError
-from ...network import INPUT, Connection, Conv2d, Dense, IntArray, Network, Population, Scale
+from ...network import (
+    DECAY_ONE,
+    INPUT,
+    MAX_PAYLOAD,
+    Connection,
+    Conv2d,
+    Dense,
+    IntArray,
+    Network,
+    Population,
+    Scale,
+)
 from ..schedule import Schedule, make_schedule
 from .compatibility import import_lava
 
@@ -41,7 +52,8 @@ class LavaNetwork:
     network : Network
     schedule : Schedule
     processes : dict of lava AbstractProcess
-        By population: ``LIFReset`` or ``SoftResetLIF``, with ports ``a_in`` and ``s_out`` and Vars ``u`` and ``v``.
+        By population: ``LIFReset`` or ``SoftResetLIF``, with ports ``a_in`` and ``s_out`` and Vars ``u`` and ``v``; or
+        ``GradedReluVec``, whose Vars keep nothing.
     connections : dict of lava AbstractProcess
         By connection: ``Dense``, ``DelayDense``, ``Sparse`` or ``Conv``.
     delays : dict of lava AbstractProcess
@@ -164,6 +176,32 @@ def fits_stock_lif(network: Network, p: Population) -> bool:
     )
 
 
+def _activation_shift(network: Network, p: Population) -> int:
+    """State units per unit of ``a_in``, as a power of two; less than ``f`` where an exponent is negative.
+
+    Then connections send in units of the smallest one, and the neuron shifts by as much less.
+    """
+    return p.fraction_bits + min(0, *(c.weight_exponent for c in network.incoming(p.name)), 0)
+
+
+def fits_stock_relu(network: Network, p: Population) -> bool:
+    """Whether Lava's ``GradedReluVec`` computes this population exactly, for any input.
+
+    It sends what arrives, where that exceeds a threshold: no memory, no bias, no largest payload, no width to leave.
+    """
+    shift, bounds = _activation_shift(network, p), population_bounds(network, p)
+    low, high = (reach >> shift for reach in bounds.drive)
+    return (
+        p.graded
+        and p.du == p.dv == DECAY_ONE
+        and not p.bias.any()
+        and not (bounds.can_wrap or bounds.can_saturate)
+        and p.payload_shift == shift
+        and high <= p.payload_max
+        and low > -MAX_PAYLOAD
+    )
+
+
 def _neurons(lava: LavaNetwork, p: Population) -> Any:
     window: dict[str, Any] = {
         "reset_interval": lava.schedule.interval,
@@ -186,11 +224,13 @@ def _neurons(lava: LavaNetwork, p: Population) -> Any:
             bias_exp=exponent,
             **window,
         )
+    shift = lava.activation_shift[p.name] = _activation_shift(lava.network, p)
+    if fits_stock_relu(lava.network, p):
+        from lava.proc.graded.process import GradedReluVec
+
+        return GradedReluVec(shape=p.shape, vth=p.threshold >> shift)
     from .processes.soft_reset_lif import SoftResetLIF
 
-    # Negative exponents: connections send in units of the smallest one, and the neuron shifts by as much less.
-    unit = min((c.weight_exponent for c in lava.network.incoming(p.name)), default=0)
-    lava.activation_shift[p.name] = p.fraction_bits + min(unit, 0)
     return SoftResetLIF(
         shape=p.shape,
         threshold=p.threshold,
@@ -204,7 +244,7 @@ def _neurons(lava: LavaNetwork, p: Population) -> Any:
         payload_shift=p.payload_shift,
         fraction_bits=p.fraction_bits,
         state_bits=p.state_bits,
-        activation_shift=lava.activation_shift[p.name],
+        activation_shift=shift,
         **window,
     )
 

@@ -81,7 +81,7 @@ def _record(lava: LavaNetwork, here: Path, number: int, samples: int, *, traced:
             var=process.v, path=here / f"v_final{number}.npy", first=first + interval - 1, every=interval, count=samples
         )
     if traced:
-        for what in ("u", "v"):
+        for what in ("u", "v") if hasattr(process, "u") else ():  # GradedReluVec has no u and clears its v
             path = here / f"{what}{number}.npy"
             Probe(var=getattr(process, what), path=path, first=first, every=1, count=samples * interval)
         if any(True for _ in lava.network.incoming(p.name)):
