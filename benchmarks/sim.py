@@ -1,9 +1,9 @@
 """Speed of the simulator, in ratios: every number is the median over repeats in which all contestants take turns.
 
-    python benchmarks/sim.py [--repeats 5] [--batch 32] [--only resnet,networks,recurrent,sums,products,neurons,memory]
-                             [--without lava,onnxruntime,torch]
+    python benchmarks/sim.py [--repeats 5] [--batch 32] [--only resnet,networks,recurrent,sums,graded,products,neurons,
+                             memory] [--without lava,onnxruntime,torch]
 
-Whole networks are timed by the clock on the wall, on all threads. Kernels (sums, products, neurons), and
+Whole networks are timed by the clock on the wall, on all threads. Kernels (sums, graded, products, neurons), and
 PreAct-ResNet-18 with LAPILLI_THREADS=1, are timed by the processor time of one thread, which a busy machine disturbs
 less. The load is printed beside the machine.
 """
@@ -260,6 +260,25 @@ def sums(repeats: int, without: list[str]) -> None:
             print(f"{what:<22}{density:>8.1%}{rate:>15.1f}{each:>15.2f}{beaten:>19}")
 
 
+def graded(repeats: int, without: list[str]) -> None:
+    """3x3 convolutions of graded frames, new at each step, neurons included, against PyTorch's sums alone."""
+    print(f"\n{'graded 3x3 convolution':<28}{'G MAC/s':>10}{'us per image':>14}{'PyTorch is beaten':>19}")
+    rng = np.random.default_rng(5)
+    for c_in, c_out, size in ((1, 32, 28), (3, 64, 32), (64, 64, 16)):
+        synapse = Conv2d(rng.integers(-100, 101, (c_out, c_in, 3, 3)), padding=1)
+        p = Population(name="p", shape=(c_out, size, size), threshold=400_000, reset_amount=400_000, state_bits=30)
+        net = network("graded", 20, Input(shape=(c_in, size, size), low=-127, high=127), [(p, synapse)], "count")
+        x = rng.integers(-127, 128, (20, 8, c_in, size, size))
+        runs: dict[str, Callable[[], object]] = {"fast": partial(find("fast"), net, x)}
+        if "torch" not in without:
+            runs["torch"] = torch_convolution(x.reshape(-1, c_in, size, size), synapse)
+        times = in_turns(runs, repeats, time.process_time)
+        each = statistics.median(times["fast"]) / 160
+        beaten = f"{ratio(times['torch'], times['fast']):.1f}x" if "torch" in times else "-"
+        what = f"{c_in} to {c_out} channels, {size}x{size}"
+        print(f"{what:<28}{9 * c_in * c_out * size**2 / each / 1e9:>10.0f}{each * 1e6:>14.1f}{beaten:>19}")
+
+
 def products(repeats: int) -> None:
     """The product path, neurons included, against ONNX Runtime's bare MatMulInteger on the unrolled images."""
     import onnxruntime
@@ -352,7 +371,8 @@ def neurons(repeats: int) -> None:
         layout = lay_out(p, [])
         state = State.at_rest(p, 4, layout)
         bias = layout.arrange(np.zeros((4096, 1)))
-        ready = kernels.prepare(p, layout, (20, 4), [], drive, state.u, state.v, bias, spikes, None)
+        arriving = layout.arrange(drive[..., None])
+        ready = kernels.prepare(p, layout, (20, 4), [], arriving, state.u, state.v, bias, spikes, None)
         run = partial(kernels.run, [ready])
         seconds = statistics.median(in_turns({"fast": run}, repeats, time.process_time)["fast"])
         print(f"{what:<44}{drive.size / seconds / 1e9:>12.2f}")
@@ -362,7 +382,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32, help="samples of PreAct-ResNet-18")
-    parser.add_argument("--only", default="resnet,networks,recurrent,sums,products,neurons,memory", help="what to run")
+    parser.add_argument(
+        "--only", default="resnet,networks,recurrent,sums,graded,products,neurons,memory", help="what to run"
+    )
     parser.add_argument("--without", default="", help="contestants to leave out: lava, onnxruntime, torch")
     options = parser.parse_args()
     wanted, without, repeats = options.only.split(","), options.without.split(","), options.repeats
@@ -375,6 +397,7 @@ def main() -> None:
     }
     if kernels.available():
         tables["sums"] = lambda: sums(repeats, without)
+        tables["graded"] = lambda: graded(repeats, without)
         tables["neurons"] = lambda: neurons(repeats)
         if "onnxruntime" not in without:
             tables["products"] = lambda: products(repeats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 
@@ -72,8 +73,8 @@ def test_neurons_of_any_width_and_decay(level, case, traced):
         spikes = np.full(drive.shape, 7, np.uint8)
         traces = tuple(np.zeros(drive.shape, np.int64) for _ in range(3)) if traced else None
         bias = layout.arrange(np.broadcast_to(p.bias, p.shape)[:, None])
-        fired = spikes if p.spikes else None
-        done = run_alone(p, layout, drive.shape[:2], [], drive, state.u, state.v, bias, fired, traces)
+        fired, extra = spikes if p.spikes else None, layout.arrange(drive[..., None])
+        done = run_alone(p, layout, drive.shape[:2], [], extra, state.u, state.v, bias, fired, traces)
         u, v = (None if a is None else layout.restore(a, p.shape) for a in (state.u, state.v))
     finally:
         kernels.level = before
@@ -130,6 +131,7 @@ def run_layer(synapses, sources, target, shift, extra=None, part=None, silent=0)
     window = sources[0].shape[:2]
     state = State.at_rest(p, window[1], layout, keep_u=True)
     traces = tuple(np.full((*window, *target), 77, np.int64) for _ in range(3))
+    extra = None if extra is None else layout.arrange(extra.reshape(*window, layout.targets, -1))
     bias = layout.arrange(np.zeros((layout.targets, 1)))
     run_alone(p, layout, window, arriving, extra, state.u, state.v, bias, None, traces, part)
     return traces[0]
@@ -186,6 +188,56 @@ def test_dense_layers_of_any_size_and_density(n_in, n_out, density):
 def test_convolutions_of_any_kind_and_density(source, weight, options, density):
     rng = np.random.default_rng(2)
     assert_sums(Conv2d(rng.integers(-128, 128, weight), **options), source, density)
+
+
+RANGES = ((0, 255), (-127, 127), (-128, 127), (0, 256), (3, 9), (-9, -3), (-70_000, 4000), (-(2**23), 2**23 - 1))
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize(
+    ("source", "weight", "options"),
+    [
+        ((150,), (70, 150), None),
+        ((5,), (300, 5), None),
+        ((3, 9, 7), (66, 3, 3, 2), {"padding": (1, 2), "stride": (1, 2)}),
+        ((70, 3, 3), (5, 70, 1, 1), {}),
+        ((8, 5, 5), (6, 4, 3, 3), {"groups": 2, "padding": 2, "dilation": 2}),
+        ((70, 4, 4), (140, 1, 3, 3), {"groups": 70, "padding": 1}),
+        ((66, 3, 2), (66,), None),
+    ],
+)
+def test_numbers_of_any_range_are_summed_by_the_kernel(source, weight, options):
+    """Constant or a frame at each step, in one to three bytes, after a delay or none, beside spikes or alone."""
+    rng = np.random.default_rng(10)
+    for low, high in RANGES:
+        reach = max(-low, high)
+        most = min(127, 2**30 // (reach * math.prod(weight[1:]))) or 1
+        values = rng.integers(-most, most + 1, weight)
+        synapse = Conv2d(values, **options) if options is not None else (Dense if len(weight) == 2 else Scale)(values)
+        out = source if isinstance(synapse, Scale) else synapse.output_size(source)
+        target = (out,) if isinstance(out, int) else out
+        p = Population(name="p", shape=target, threshold=2**28, dv=100, state_bits=30, fraction_bits=0)
+        q = Population(name="q", shape=target, reset="none", state_bits=30, fraction_bits=0)
+        net = Network(
+            name="graded",
+            steps=4,
+            input=Input(shape=source, low=low, high=high),
+            populations=[p, q],
+            connections=[
+                Connection(source=INPUT, target="p", synapse=synapse),
+                Connection(source=INPUT, target="q", synapse=synapse, delay=2),
+                Connection(source="p", target="q", synapse=Scale([0])),
+            ],
+        )
+        frames = rng.integers(low, high + 1, (4, 2, *source))
+        frames[0, 0], frames[2, 1] = low, high
+        for x in (frames, frames[0], frames[2]):
+            want, got = reference(net, x, ["p", "q"]), fast(net, x, ["p", "q"])
+            assert want.current["p"].any()
+            for name in ("p", "q"):
+                np.testing.assert_array_equal(got.current[name], want.current[name])
+                np.testing.assert_array_equal(got.v[name], want.v[name])
+        assert all(s.compiled and all(c.packed for c in s.prepared) for s in plan_of(net))
 
 
 @pytest.mark.usefixtures("level")
@@ -366,8 +418,8 @@ def test_arrays_that_do_not_fit_are_refused_before_the_kernel():
     layout = lay_out(p, [Dense(np.ones((4, 9)))])
     packed = pack(Dense(np.ones((4, 9))), (9,), (4,), layout)
     assert packed is not None
-    x, spikes, v = np.zeros((2, 3, 9), np.uint8), np.zeros((2, 3, 4), np.uint8), np.zeros((3, 1, 1, 64), np.int32)
-    extra, bias = np.zeros((2, 3, 4), np.int32), np.zeros((1, 1, 64), np.int32)
+    x, spikes, v = np.zeros((2, 3, 9), np.uint8), np.zeros((2, 3, 4), np.uint8), np.zeros((3, 1, 1, 16), np.int32)
+    extra, bias = np.zeros((2, 3, 1, 1, 16), np.int32), np.zeros((1, 1, 16), np.int32)
 
     def run(x=x, spikes=spikes, v=v, extra=extra, bias=bias, silent=0, part=None):
         arriving = [kernels.Arriving(packed, x, silent, 0)]
@@ -388,7 +440,7 @@ def test_arrays_that_do_not_fit_are_refused_before_the_kernel():
         {"spikes": np.broadcast_to(spikes[..., :1], spikes.shape)},
         {"v": v[:2]},
         {"v": v.astype(np.int64)},
-        {"v": v[..., :32]},
+        {"v": v[..., :8]},
         {"extra": extra[..., :3]},
         {"extra": extra.astype(np.int64)},
         {"bias": bias[..., :4]},
@@ -401,7 +453,7 @@ def test_arrays_that_do_not_fit_are_refused_before_the_kernel():
 
 def test_calls_that_do_not_fit_are_refused():
     p = Population(name="p", shape=(4,))
-    layout, v, bias = lay_out(p, []), np.zeros((3, 1, 1, 64), np.int32), np.zeros((1, 1, 64), np.int32)
+    layout, v, bias = lay_out(p, []), np.zeros((3, 1, 1, 16), np.int32), np.zeros((1, 1, 16), np.int32)
 
     def ready(steps):
         return kernels.prepare(p, layout, (steps, 3), [], None, None, v, bias, np.zeros((steps, 3, 4), np.uint8), None)

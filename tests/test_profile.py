@@ -55,9 +55,9 @@ def test_density_operations_and_path_of_a_layer_of_spikes(monkeypatch):
 
 
 @compiled
-def test_a_constant_input_is_summed_once_and_graded_frames_by_numpy():
+def test_a_constant_input_is_summed_once_and_graded_frames_as_products():
     network, x = cnn()
-    for sample, path in ((x, "NumPy"), (x[0], "once")):
+    for sample, path in ((x, "products"), (x[0], "once")):
         profiler = Profiler()
         run = simulate(network, sample, profiler)
         first = profiler.layers(run)[0]

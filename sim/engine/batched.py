@@ -30,8 +30,8 @@ from .sums import LayerSums, Synapses
 
 BLOCK_BYTES = 2**25  # NumPy: buffers of one block; larger gains nothing, smaller cuts the matrix products into slivers
 CACHE_BYTES = 2**21  # compiled: what NumPy still sums is written and read once, best while it is in the cache
-CALL_WORK = 2**30  # of a cycle in one call (see Synapses.work): some 0.1 s, after which Python hears Ctrl-C
-THREAD_WORK = 700_000_000  # with less (see Synapses.work) a layer is done before another thread is awake; measured
+CALL_WORK = 2**30  # of a cycle in one call (see LayerSums.work): some 0.1 s, after which Python hears Ctrl-C
+THREAD_WORK = 700_000_000  # with less (see LayerSums.work) a layer is done before another thread is awake; measured
 Watch: TypeAlias = Callable[["Layer", int, int, float], object]  # layer, first step, one past the last, seconds
 
 PIECES = 4  # blocks of samples per thread: a thread that is held up leaves its share to the others
@@ -93,7 +93,7 @@ def _advance_together(
     """As :func:`_advance_in_turn`, but the turns are taken in the kernel; threads share the samples."""
     started = time.perf_counter()
     row_bytes = sum(layer.synapses.bytes_per_row for layer in stage if layer.sums.buffered)
-    rows = CALL_WORK // sum(layer.synapses.work for layer in stage)
+    rows = CALL_WORK // sum(layer.sums.work for layer in stage)
     rows = min(rows, CACHE_BYTES // row_bytes) if row_bytes else rows
     n_samples = max(1, min(batch, rows))
     n_steps = max(1, min(steps, rows // n_samples))
@@ -237,7 +237,7 @@ class Layer:
 
     def worth_threads(self, first: int, last: int, batch: int) -> bool:
         """NumPy has threads of its own; a few small steps are done before another thread wakes up."""
-        return self.synapses.compiled and self.synapses.work * (last - first) * batch >= THREAD_WORK
+        return self.synapses.compiled and self.sums.work * (last - first) * batch >= THREAD_WORK
 
     def _blocks(self, first: int, last: int, batch: int, n_threads: int) -> list[list[_Block]]:
         """Cut steps x samples into blocks: for each group of samples (or part of one) its steps in order."""

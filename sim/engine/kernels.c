@@ -31,7 +31,7 @@
 #define CHUNK 256          /* rows of bytes that a 16-bit lane can add up: 256 * 255 < 2^16 */
 #define LIST_BYTES (1 << 19) /* event lists of the images that are worked off together */
 
-/* A connection that carries spikes; see layer_steps() in kernels.py for the meaning of every field. */
+/* A connection that carries spikes or bytes; see Arriving in kernels.py for the meaning of every field. */
 typedef struct {
     const uint8_t *x;
     int64_t x_step, x_sample, silent;
@@ -44,6 +44,8 @@ typedef struct {
     int64_t fan;
     const int8_t *factors; /* the weights once more, for products; NULL where there are none */
     int64_t dense_above;   /* events of an image from which on the product is sooner done */
+    int64_t graded, zero;  /* whether bytes are numbers, not spikes, and the byte that stands for 0 */
+    const int32_t *offset; /* of every target, added to its sum; NULL where it is 0 */
     uint32_t *lists; /* made by the kernel, as is all below: of the images that are worked off together */
     int32_t *counts;
     uint64_t *bits;
@@ -56,7 +58,7 @@ typedef struct {
 typedef struct {
     Source *sources;
     int64_t n_sources;
-    const int32_t *extra;
+    const int32_t *extra; /* as the neurons lie: [blocks][pixels][lanes] for each step and sample */
     int64_t extra_step, extra_sample;
     int32_t *u, *v;
     const int32_t *bias;
@@ -66,7 +68,7 @@ typedef struct {
     int64_t *current_trace, *u_trace, *v_trace;
     int64_t trace_step, trace_sample;
     int64_t steps, samples;
-    int64_t pixels, targets, block;
+    int64_t pixels, targets, block, lanes; /* lanes: of the state of a block's neurons */
     int64_t first_pixel, last_pixel, first_block, last_block;
     int64_t keep_u, keep_v, threshold, zero, amount, limit, may_wrap;
     int64_t wraps, saturations, products, nanoseconds;
@@ -158,7 +160,7 @@ static int checked_level(int64_t level)
     return 0;
 }
 
-enum { LAYER_FIELDS = 31, SOURCE_FIELDS = 14 };
+enum { LAYER_FIELDS = 32, SOURCE_FIELDS = 17 };
 
 /* A layer as kernels.py describes it; 0 and a Python exception where that fails: then too, free_layer() is due. */
 static int read_layer(PyObject *given, int64_t vbmi2, Layer *l)
@@ -181,14 +183,15 @@ static int read_layer(PyObject *given, int64_t vbmi2, Layer *l)
         sources, n, (const int32_t *)(intptr_t)a[0], a[1], a[2], (int32_t *)(intptr_t)a[3], (int32_t *)(intptr_t)a[4],
         (const int32_t *)(intptr_t)a[5], a[6], (uint8_t *)(intptr_t)a[7], a[8], a[9], (int64_t *)(intptr_t)a[10],
         (int64_t *)(intptr_t)a[11], (int64_t *)(intptr_t)a[12], a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20],
-        a[21], a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], 0, 0, 0, 0, vbmi2, 0, NULL, NULL, NULL,
+        a[21], a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30], a[31], 0, 0, 0, 0, vbmi2, 0, NULL, NULL, NULL,
     };
     for (Py_ssize_t i = 0; i < n; i++) {
         if (!integers(given, LAYER_FIELDS + i * SOURCE_FIELDS, SOURCE_FIELDS, s)) return 0;
         sources[i] = (Source){
             (const uint8_t *)(intptr_t)s[0], s[1], s[2], s[3], s[4], s[5], (const int32_t *)(intptr_t)s[6], s[7],
             (const uint8_t *)(intptr_t)s[8], s[9], (const int32_t *)(intptr_t)s[10], s[11],
-            (const int8_t *)(intptr_t)s[12], s[13], NULL, NULL, NULL, 0, NULL, NULL,
+            (const int8_t *)(intptr_t)s[12], s[13], s[14], s[15], (const int32_t *)(intptr_t)s[16],
+            NULL, NULL, NULL, 0, NULL, NULL,
         };
     }
     return 1;
@@ -350,7 +353,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__kernels(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "INTERFACE", 5) < 0) { /* as in kernels.py */
+    if (made && PyModule_AddIntConstant(made, "INTERFACE", 6) < 0) { /* as in kernels.py */
         Py_DECREF(made);
         return NULL;
     }

@@ -30,7 +30,7 @@ PATHS = ("auto", "events", "products")  # of synapse sums; all give the same bit
 PRODUCTS_FROM = {"avx512": (0.40, 0.52), "avx512vbmi2": (0.40, 0.52)}
 
 
-INTERFACE = 5  # of kernels.c, as it was when it was built
+INTERFACE = 6  # of kernels.c, as it was when it was built
 
 
 def _load() -> Any:
@@ -87,23 +87,29 @@ def fits(population: Population, largest_drive: int) -> bool:
 
 
 class Arriving(NamedTuple):
-    """Spikes of one connection for a block of steps and samples.
+    """Spikes of one connection for a block of steps and samples, or a plane of bytes of its numbers (``graded.py``).
 
     Attributes
     ----------
     packed : Packed
     x : uint8 [t - silent, b, *source]
-        Spikes where it is not 0; strides of the first two axes may be anything.
+        Spikes where it is not 0, or bytes; strides of the first two axes may be anything.
     silent : int
         Steps of the block before the first spike can arrive.
     shift : int
         Every weight counts ``2^shift``.
+    zero : int or None
+        The byte that stands for 0; None for spikes.
+    offset : int32 [blocks, 1, block] or None
+        Added to the sum of every target, before the shift.
     """
 
     packed: Packed
     x: npt.NDArray[np.uint8]
     silent: int
     shift: int
+    zero: int | None = None
+    offset: npt.NDArray[np.int32] | None = None
 
 
 class Part(NamedTuple):
@@ -175,13 +181,13 @@ def prepare(
     window : (int, int)
         Steps ``t`` and samples ``b``.
     arriving : sequence of Arriving
-    extra : int32 [t, b, *shape] or None
+    extra : int32 [t, b, *layout.shape] or None
         What arrives besides, ``2^f`` included; strides of the first two axes may be anything.
     u : int32 [b, *layout.shape] or None
         Changed in place. None where the current has no memory; not None where there are traces.
     v : int32 [b, *layout.shape]
         Changed in place.
-    bias : int32 [blocks, 1, block] or [*layout.shape]
+    bias : int32 [blocks, 1, lanes] or [*layout.shape]
     spikes : uint8 [t, b, *shape] or None
         Filled in. None with reset "none".
     traces : int64 [t, b, *shape] three times, or None
@@ -195,13 +201,13 @@ def prepare(
     """
     p, at = population, layout
     steps, samples = window
-    size, per_block = math.prod(at.shape), at.blocks * at.block
+    size, per_block, in_rows = math.prod(at.shape), at.blocks * at.lanes, at.blocks * at.block
     assert at.targets * at.pixels == p.size
-    extra_at = _place(extra, _INT32, p.size, window)
+    extra_at = _place(extra, _INT32, size, window)
     u_at, v_at = (_place(state, _INT32, size, (samples,), writes=True) for state in (u, v))
     assert all(state is None or stride == size or samples == 1 for state, (_, stride, _) in ((u, u_at), (v, v_at)))
     assert u is not None or (p.du == DECAY_ONE and traces is None)
-    per_pixel = bias.shape != (at.blocks, 1, at.block)
+    per_pixel = bias.shape != (at.blocks, 1, at.lanes)
     bias_at, *_ = _place(bias, _INT32, size if per_pixel else per_block)
     spikes_at = _place(spikes, _UINT8, p.size, window, writes=True)
     traces_at = [_place(trace, _INT64, p.size, window, writes=True) for trace in traces or (None, None, None)]
@@ -210,9 +216,9 @@ def prepare(
     assert 0 <= pixels[0] <= pixels[1] <= at.pixels
     assert 0 <= blocks[0] <= blocks[1] <= at.blocks
     sources: list[int] = []
-    for packed, x, silent, shift in arriving:
+    for packed, x, silent, shift, zero, offset in arriving:
         assert 0 <= silent <= steps
-        assert 0 <= shift <= 30
+        assert 0 <= shift <= 31
         sources += _place(x, _UINT8, packed.channels * packed.pixels_in, (steps - silent, samples))
         under_at, *_ = _place(packed.under, _INT32, packed.taps, (at.pixels,))
         sources += [silent, packed.channels, packed.pixels_in, under_at, packed.taps]
@@ -223,9 +229,10 @@ def prepare(
             sources += [_place(packed.to, _INT32, packed.channels)[0], fan, 0, 0]
         else:
             quads = -(-packed.channels // 4)
-            sources += [_place(packed.weight, _UINT8, rows * per_block)[0], shift, 0, 0]
-            sources += [_place(packed.factors, _INT8, packed.taps * quads * 4 * per_block)[0]]
+            sources += [_place(packed.weight, _UINT8, rows * in_rows)[0], shift, 0, 0]
+            sources += [_place(packed.factors, _INT8, packed.taps * quads * 4 * in_rows)[0]]
             sources += [products_from(packed, at, forced or path)]
+        sources += [int(zero is not None), zero or 0, _place(offset, _INT32, in_rows)[0]]
     values = (
         *extra_at,
         u_at[0],
@@ -240,6 +247,7 @@ def prepare(
         at.pixels,
         at.targets,
         at.block,
+        at.lanes,
         *pixels,
         *blocks,
         DECAY_ONE - p.du,
@@ -267,6 +275,15 @@ def run(layers: Sequence[Prepared], stride: int | None = None) -> list[Done]:
         return [Done(0, 0, 0, 0)] * len(layers)
     together = min(stride or steps, steps)
     return [Done(*each) for each in _compiled.layer_steps(level, together, *(layer.values for layer in layers))]
+
+
+def sums_of(layout: Layout, arriving: Sequence[Arriving], batch: int) -> npt.NDArray[np.int32]:
+    """What arrives in one step, alone: int32 [1, batch, *layout.shape]."""
+    sums = np.zeros((1, batch, *layout.shape), np.int32)
+    keeps = Population(name="sums", shape=(layout.targets * layout.pixels,), reset="none", state_bits=32)
+    no_bias = np.zeros((layout.blocks, 1, layout.lanes), np.int32)
+    run([prepare(keeps, layout, (1, batch), arriving, None, None, sums[0], no_bias, None, None, may_wrap=False)])
+    return sums
 
 
 _UINT8, _INT8, _INT32, _INT64 = ("u", 1), ("i", 1), ("i", 4), ("i", 8)

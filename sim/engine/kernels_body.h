@@ -269,11 +269,57 @@ TARGET static void NAME(sum_rows)(const Source *s, const uint8_t *weight, int64_
     }
 }
 
-/* Products of `TOGETHER` rows of bytes (0 or 1) and LANES columns of weights, four bytes of each at a time: `out` int32
- * [TOGETHER][LANES]. factors: [taps][quads][block][4], from the first of these columns on. */
-TARGET static void NAME(multiply)(const uint8_t *const *rows, const int32_t *const *under, int64_t taps, int64_t quads,
-                                  int64_t stride, const int8_t *factors, int64_t block, int32_t *out)
+#if WIDTH == 32
+/* multiply() for any bytes, whose products need all 16 bits: two of them are added up in 32. */
+TARGET static void NAME(multiply_graded)(const uint8_t *const *rows, const int32_t *const *under, int64_t taps,
+                                         int64_t quads, int64_t stride, const int8_t *factors, int64_t block,
+                                         int32_t *out)
 {
+    for (int r = 0; r < TOGETHER; r += 2)
+        for (int g = 0; g < LANES / 4; g += 4) {
+            __m256i sums[2][4];
+            for (int i = 0; i < 2; i++)
+                for (int j = 0; j < 4; j++) sums[i][j] = _mm256_setzero_si256();
+            for (int64_t tap = 0; tap < taps; tap++)
+                for (int64_t q = 0; q < quads; q++) {
+                    const int8_t *from = factors + (tap * quads + q) * 4 * block + 16 * g;
+                    __m256i x[2];
+#pragma GCC unroll 2
+                    for (int i = 0; i < 2; i++) {
+                        int32_t four;
+                        memcpy(&four, rows[r + i] + under[r + i][tap] * stride + 4 * q, 4);
+                        x[i] = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(four)));
+                    }
+#pragma GCC unroll 4
+                    for (int j = 0; j < 4; j++) {
+                        const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(from + 16 * j)));
+                        for (int i = 0; i < 2; i++)
+                            sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_madd_epi16(x[i], w));
+                    }
+                }
+            for (int i = 0; i < 2; i++)
+                for (int j = 0; j < 4; j++) {
+                    int32_t pairs[8];
+                    _mm256_storeu_si256((__m256i *)pairs, sums[i][j]);
+                    for (int k = 0; k < 4; k++) out[(r + i) * LANES + 4 * (g + j) + k] = pairs[2 * k] + pairs[2 * k + 1];
+                }
+        }
+}
+#endif
+
+/* Products of `TOGETHER` rows of bytes (0 or 1, but where `graded`) and LANES columns of weights, four bytes of each at
+ * a time: `out` int32 [TOGETHER][LANES]. factors: [taps][quads][block][4], from the first of these columns on. */
+TARGET static void NAME(multiply)(const uint8_t *const *rows, const int32_t *const *under, int64_t taps, int64_t quads,
+                                  int64_t stride, const int8_t *factors, int64_t block, int64_t graded, int32_t *out)
+{
+#if WIDTH == 32
+    if (graded) {
+        NAME(multiply_graded)(rows, under, taps, quads, stride, factors, block, out);
+        return;
+    }
+#else
+    (void)graded;
+#endif
 #if WIDTH == 64
     __m512i sums[TOGETHER][4];
     for (int r = 0; r < TOGETHER; r++)
@@ -362,8 +408,10 @@ TARGET static void NAME(sum_products)(const Source *s, int64_t b, int64_t block,
     }
     for (int64_t column = 0; column < block; column += LANES) {
         int32_t out[TOGETHER * LANES];
-        NAME(multiply)(rows, under, s->taps, quads, stride, factors + 4 * column, block, out);
+        NAME(multiply)(rows, under, s->taps, quads, stride, factors + 4 * column, block, s->graded, out);
         for (int64_t r = 0; r < n; r++) {
+            if (s->offset)
+                for (int c = 0; c < LANES; c++) out[r * LANES + c] += s->offset[b * block + column + c];
             int32_t *to = drive + r * block + column;
             if (add) for (int c = 0; c < LANES; c++) to[c] += (int32_t)((uint32_t)out[r * LANES + c] << shift);
             else for (int c = 0; c < LANES; c++) to[c] = (int32_t)((uint32_t)out[r * LANES + c] << shift);
@@ -381,7 +429,22 @@ TARGET static void NAME(spread)(const Source *s, int64_t unit, const uint32_t *l
         for (int32_t i = 0; i < counts[p]; i++) bytes[lists[i] >> shift] = 1;
 }
 
-/* The same for a connection in which a channel reaches only `fan` targets (one-to-one, depthwise, groups). */
+/* The bytes of an image of numbers [channels][pixels], NULL for zeros. */
+TARGET static void NAME(take_bytes)(const Source *s, const uint8_t *x, uint8_t *bytes)
+{
+    const int64_t stride = (s->channels + SPARE - 1) / SPARE * SPARE;
+    memset(bytes + s->pixels_in * stride, (int)s->zero, (size_t)stride); /* the padding */
+    if (!x) memset(bytes, (int)s->zero, (size_t)(s->pixels_in * stride));
+    else if (s->pixels_in == 1) memcpy(bytes, x, (size_t)s->channels);
+    else for (int64_t first = 0; first < s->pixels_in; first += LANES) { /* few enough to stay in the cache */
+        const int64_t last = s->pixels_in - first < LANES ? s->pixels_in : first + LANES;
+        for (int64_t c = 0; c < s->channels; c++)
+            for (int64_t p = first; p < last; p++) bytes[p * stride + c] = x[c * s->pixels_in + p];
+    }
+}
+
+/* What the events under the taps of an output pixel add, where a channel reaches only `fan` targets (one-to-one,
+ * depthwise, groups). */
 TARGET static void NAME(scatter)(const Source *s, int64_t first, int64_t block, int64_t pixel, const uint32_t *lists,
                                  const int32_t *counts, int32_t *out)
 {
@@ -402,6 +465,23 @@ TARGET static void NAME(scatter)(const Source *s, int64_t first, int64_t block, 
             const int8_t *w = weight + list[i] * s->fan;
             const int64_t to = s->to[list[i]] - first, last = to + s->fan < block ? to + s->fan : block;
             for (int64_t c = to < 0 ? 0 : to; c < last; c++) out[c] += (int32_t)((uint32_t)w[c - to] << shift);
+        }
+    }
+}
+
+/* What the numbers under the taps of an output pixel add, where a channel reaches only `fan` targets. */
+TARGET static void NAME(scatter_graded)(const Source *s, int64_t first, int64_t block, int64_t image, int64_t pixel,
+                                        int32_t *out)
+{
+    const int64_t stride = (s->channels + SPARE - 1) / SPARE * SPARE;
+    const int32_t *under = s->under + pixel * s->taps;
+    for (int64_t tap = 0; tap < s->taps; tap++) {
+        const uint8_t *bytes = s->bytes + (image * (s->pixels_in + 1) + under[tap]) * stride;
+        const int8_t *w = (const int8_t *)s->weight + tap * s->channels * s->fan;
+        for (int64_t c = 0; c < s->channels; c++, w += s->fan) {
+            const int32_t x = bytes[c] - (int32_t)s->zero;
+            const int64_t to = s->to[c] - first, last = to + s->fan < block ? to + s->fan : block;
+            for (int64_t t = to < 0 ? 0 : to; t < last; t++) out[t] += (int32_t)((uint32_t)(x * w[t - to]) << s->shift);
         }
     }
 }
@@ -534,53 +614,55 @@ TARGET INLINE void NAME(tick)(NAME(Ints) *count, NAME(Ints) x, NAME(Ints) y)
 #endif
 }
 
-/* Steps of n neurons (a multiple of LANES): u and v in place, spikes as bits where the vectors are wide, else as bytes.
- * Each step has its row of n drives and spikes; the state stays in registers. */
-TARGET INLINE void NAME(neurons)(Layer *a, const int32_t *drive, int32_t *u, int32_t *v, const int32_t *bias,
-                                 uint8_t *spikes, int64_t n, int64_t steps, const int memory, const int leak,
-                                 const int may_wrap, const int narrow, NAME(Ints) *wraps, NAME(Ints) *saturations)
+/* What the neurons of a layer share, apart from it: else every store might have changed it. */
+typedef struct {
+    int32_t keep_u, keep_v, threshold, zero, amount, v_max;
+    uint32_t limit;
+    int64_t row; /* bytes of the spikes of a block */
+} NAME(Rules);
+
+/* Steps of some vectors of neurons: u and v in place, spikes as bits where the vectors are wide, else as bytes. Each step
+ * has its row of drives, `apart` from the one before, and of spikes, a block apart; the state stays in registers. */
+TARGET INLINE void NAME(neurons)(const NAME(Rules) k, const int32_t *drive, int64_t apart, int32_t *u, int32_t *v,
+                                 const int32_t *bias, uint8_t *spikes, int64_t steps, const int vectors,
+                                 const int memory, const int leak, const int may_wrap, const int narrow,
+                                 NAME(Ints) *wraps, NAME(Ints) *saturations)
 {
-    enum { EACH = WIDTH / 4, VECTORS = WIDTH == 64 ? 4 : WIDTH == 32 ? 2 : 1 };
-    const int32_t keep_u = (int32_t)a->keep_u, keep_v = (int32_t)a->keep_v, threshold = (int32_t)a->threshold;
-    const int32_t zero = (int32_t)a->zero, amount = (int32_t)a->amount, v_max = (int32_t)a->limit - 1;
-    const uint32_t limit = (uint32_t)a->limit, mask = 2 * limit - 1;
-    NAME(Ints) wrapped = *wraps, saturated = *saturations;
-    for (int64_t i = 0; i < n; i += VECTORS * EACH) {
-        NAME(Ints) us[VECTORS], vs[VECTORS];
-        for (int g = 0; g < VECTORS; g++) {
-            if (memory) us[g] = *(const NAME(Ints) *)(u + i + g * EACH);
-            vs[g] = *(const NAME(Ints) *)(v + i + g * EACH);
-        }
-        for (int64_t step = 0; step < steps; step++)
+    enum { EACH = WIDTH / 4, BITS = WIDTH == 64 ? 8 : 1 }; /* of the latter in a byte */
+    const uint32_t mask = 2 * k.limit - 1;
+    NAME(Ints) wrapped = *wraps, saturated = *saturations, us[4], vs[4];
+    for (int g = 0; g < vectors; g++) {
+        if (memory) us[g] = *(const NAME(Ints) *)(u + g * EACH);
+        vs[g] = *(const NAME(Ints) *)(v + g * EACH);
+    }
+    for (int64_t step = 0; step < steps; step++, drive += apart, spikes += k.row)
 #pragma GCC unroll 4
-            for (int g = 0; g < VECTORS; g++) {
-                const int64_t at = step * n + i + g * EACH;
-                NAME(Ints) x = *(const NAME(Ints) *)(drive + at);
-                if (memory) x += NAME(decay)(us[g], keep_u, narrow);
-                if (may_wrap) {
-                    const NAME(Ints) exact = x;
-                    x = (NAME(Ints))(limit - ((limit - (NAME(Words))exact) & mask));
-                    NAME(tick)(&wrapped, x, exact);
-                }
-                if (memory) us[g] = x;
-                const NAME(Ints) kept = leak ? NAME(decay)(vs[g], keep_v, narrow) : vs[g];
-                const NAME(Ints) exact = kept + x + *(const NAME(Ints) *)(bias + i + g * EACH);
-                const NAME(Ints) y = NAME(within)(exact, v_max);
-                NAME(tick)(&saturated, y, exact);
-#if WIDTH == 64
-                const __mmask16 fired = _mm512_cmpgt_epi32_mask((__m512i)y, _mm512_set1_epi32(threshold));
-                memcpy(spikes + (uint64_t)at / 8, &fired, sizeof fired);
-                vs[g] = (NAME(Ints))_mm512_mask_sub_epi32((__m512i)y, fired, (__m512i)y, (__m512i)((y & zero) | amount));
-#else
-                const NAME(Ints) fired = y > threshold;
-                *(NAME(Few) *)(spikes + at) = __builtin_convertvector(fired & 1, NAME(Few));
-                vs[g] = y - (fired & ((y & zero) | amount));
-#endif
+        for (int g = 0; g < vectors; g++) {
+            NAME(Ints) x = *(const NAME(Ints) *)(drive + g * EACH);
+            if (memory) x += NAME(decay)(us[g], k.keep_u, narrow);
+            if (may_wrap) {
+                const NAME(Ints) exact = x;
+                x = (NAME(Ints))(k.limit - ((k.limit - (NAME(Words))exact) & mask));
+                NAME(tick)(&wrapped, x, exact);
             }
-        for (int g = 0; g < VECTORS; g++) {
-            if (memory) *(NAME(Ints) *)(u + i + g * EACH) = us[g];
-            *(NAME(Ints) *)(v + i + g * EACH) = vs[g];
+            if (memory) us[g] = x;
+            const NAME(Ints) kept = leak ? NAME(decay)(vs[g], k.keep_v, narrow) : vs[g];
+            const NAME(Ints) exact = kept + x + *(const NAME(Ints) *)(bias + g * EACH);
+            const NAME(Ints) y = NAME(within)(exact, k.v_max);
+            NAME(tick)(&saturated, y, exact);
+#if WIDTH == 64
+            const __mmask16 fired = _mm512_cmpgt_epi32_mask((__m512i)y, _mm512_set1_epi32(k.threshold));
+            memcpy(spikes + g * EACH / BITS, &fired, sizeof fired);
+            vs[g] = (NAME(Ints))_mm512_mask_sub_epi32((__m512i)y, fired, (__m512i)y, (__m512i)((y & k.zero) | k.amount));
+#else
+            const NAME(Ints) fired = y > k.threshold;
+            *(NAME(Few) *)(spikes + g * EACH / BITS) = __builtin_convertvector(fired & 1, NAME(Few));
+            vs[g] = y - (fired & ((y & k.zero) | k.amount));
+#endif
         }
+    for (int g = 0; g < vectors; g++) {
+        if (memory) *(NAME(Ints) *)(u + g * EACH) = us[g];
+        *(NAME(Ints) *)(v + g * EACH) = vs[g];
     }
     *wraps = wrapped;
     *saturations = saturated;
@@ -592,29 +674,36 @@ typedef struct {
     int64_t image; /* among those whose events are listed */
 } NAME(Tile);
 
-/* All that arrives at the rows of a tile, int32 [rows][block]. */
-TARGET static void NAME(sum_tile)(const Layer *a, const NAME(Tile) *tile, int64_t b, uint32_t *rows, int32_t *drive)
+/* All that arrives at the rows of a tile, int32 [rows][block]: in `drive`, or where it is already, rows `apart`. */
+TARGET static const int32_t *NAME(sum_tile)(const Layer *a, const NAME(Tile) *tile, int64_t b, uint32_t *rows,
+                                            int32_t *drive, int64_t *apart)
 {
     const int64_t block = a->block, first = b * block, single = a->pixels == 1;
     const int64_t targets = a->targets - first < block ? a->targets - first : block;
+    (void)targets; /* not everywhere */
     int written = 0;
     if (a->extra) {
-        memset(drive, 0, (size_t)(tile->rows * block) * sizeof *drive);
-        for (int64_t r = 0; r < tile->rows; r++) {
-            const int32_t *from = a->extra + tile->sample * a->extra_sample
-                                  + (tile->step + (single ? r : 0)) * a->extra_step + first * a->pixels
-                                  + (single ? 0 : tile->pixel + r);
-            if (single) memcpy(drive + r * block, from, (size_t)targets * sizeof *drive);
-            else for (int64_t c = 0; c < targets; c++) drive[r * block + c] = from[c * a->pixels];
+        const int32_t *from = a->extra + tile->sample * a->extra_sample + tile->step * a->extra_step
+                              + (b * a->pixels + tile->pixel) * a->lanes;
+        *apart = single ? a->extra_step : a->lanes;
+        if (!a->n_sources) return from;
+        for (int64_t r = 0; r < tile->rows; r++, from += *apart) {
+            memcpy(drive + r * block, from, (size_t)a->lanes * sizeof *drive);
+            memset(drive + r * block + a->lanes, 0, (size_t)(block - a->lanes) * sizeof *drive);
         }
         written = 1;
     }
+    *apart = block;
     for (int64_t i = 0; i < a->n_sources; i++) {
         const Source *s = a->sources + i;
         const uint8_t *weight = s->weight + b * s->taps * s->channels * block;
         if (s->to && !written) memset(drive, 0, (size_t)(tile->rows * block) * sizeof *drive);
         for (int64_t r = 0; r < tile->rows; r++) {
             const int64_t image = tile->image + (single ? r : 0), pixel = tile->pixel + (single ? 0 : r);
+            if (s->graded && s->to) {
+                NAME(scatter_graded)(s, first, block, image, pixel, drive + r * block);
+                continue;
+            }
             if (s->dense[image]) { /* and those that follow */
                 int64_t images[TOGETHER], pixels[TOGETHER], n = 0;
                 for (; n < TOGETHER && r + n < tile->rows && s->dense[image + (single ? n : 0)]; n++) {
@@ -639,6 +728,7 @@ TARGET static void NAME(sum_tile)(const Layer *a, const NAME(Tile) *tile, int64_
         written = 1;
     }
     if (!written) memset(drive, 0, (size_t)(tile->rows * block) * sizeof *drive);
+    return drive;
 }
 
 TARGET static void NAME(trace_row)(const Layer *a, int64_t at, int64_t targets, const int32_t *drive, const int32_t *u,
@@ -653,24 +743,36 @@ TARGET static void NAME(trace_row)(const Layer *a, int64_t at, int64_t targets, 
 
 /* The neurons of a tile, and their spikes to where they belong: all its steps at once, or row by row. */
 TARGET INLINE void NAME(update_tile)(Layer *a, const NAME(Tile) *tile, int64_t b, const int32_t *drive,
-                                     uint8_t *spikes, const int memory, const int leak, const int may_wrap,
+                                     int64_t apart, uint8_t *spikes, const int memory, const int leak, const int may_wrap,
                                      const int narrow)
 {
     const int64_t block = a->block, blocks = (a->targets + block - 1) / block, single = a->pixels == 1;
     const int64_t targets = a->targets - b * block < block ? a->targets - b * block : block;
-    const int traced = memory && a->v_trace;
-    const int64_t steps = single && !traced ? tile->rows : 1;
+    enum { EACH = WIDTH / 4, VECTORS = WIDTH == 64 ? 4 : WIDTH == 32 ? 2 : 1, BITS = WIDTH == 64 ? 8 : 1 };
+    const NAME(Rules) rules = {(int32_t)a->keep_u, (int32_t)a->keep_v, (int32_t)a->threshold, (int32_t)a->zero,
+                               (int32_t)a->amount, (int32_t)(a->limit - 1), (uint32_t)a->limit, block / BITS};
+    const int traced = memory && a->v_trace, per_pixel = (int)a->bias_per_pixel;
+    const int64_t pixel = tile->pixel, at = ((tile->sample * blocks + b) * a->pixels + pixel) * a->lanes;
+    const int64_t n = tile->rows, steps = single && !traced ? n : 1, next = single ? 0 : a->lanes;
+    const int32_t *bias = a->bias + (per_pixel ? b * a->pixels + pixel : b) * a->lanes;
+    int32_t *u = memory ? a->u + at : a->v, *v = a->v + at; /* u is not used without */
     NAME(Ints) wraps = {0}, saturations = {0};
-    for (int64_t r = 0; r < tile->rows; r += steps) {
-        const int64_t pixel = single ? 0 : tile->pixel + r, step = tile->step + (single ? r : 0);
-        const int64_t at = ((tile->sample * blocks + b) * a->pixels + pixel) * block;
-        const int32_t *bias = a->bias + (a->bias_per_pixel ? b * a->pixels + pixel : b) * block;
-        int32_t *u = memory ? a->u + at : NULL, *v = a->v + at;
-        NAME(neurons)(a, drive + r * block, u, v, bias, spikes + r * block / (WIDTH == 64 ? 8 : 1), block, steps, memory,
-                      leak, may_wrap, narrow, &wraps, &saturations);
+    for (int64_t r = 0; r < n; r += steps) {
+        const int32_t *from = drive + r * apart;
+        uint8_t *to = spikes + r * block / BITS;
+        int64_t i = 0; /* no vector without a target */
+        for (; i + VECTORS * EACH <= targets; i += VECTORS * EACH)
+            NAME(neurons)(rules, from + i, apart, u + i, v + i, bias + i, to + i / BITS, steps, VECTORS, memory, leak, may_wrap,
+                          narrow, &wraps, &saturations);
+        for (; i < targets; i += EACH)
+            NAME(neurons)(rules, from + i, apart, u + i, v + i, bias + i, to + i / BITS, steps, 1, memory, leak, may_wrap,
+                          narrow, &wraps, &saturations);
         if (traced)
-            NAME(trace_row)(a, step * a->trace_step + tile->sample * a->trace_sample + b * block * a->pixels + pixel,
-                            targets, drive + r * block, u, v);
+            NAME(trace_row)(a, (tile->step + (single ? r : 0)) * a->trace_step + tile->sample * a->trace_sample
+                            + b * block * a->pixels + pixel + (single ? 0 : r), targets, from, u, v);
+        if (memory) u += next;
+        v += next;
+        if (per_pixel) bias += next;
     }
     for (int i = 0; i < WIDTH / 4; i++) {
         a->wraps += wraps[i];
@@ -684,17 +786,18 @@ TARGET INLINE void NAME(update_tile)(Layer *a, const NAME(Tile) *tile, int64_t b
 TARGET static void NAME(run_tile)(Layer *a, const NAME(Tile) *tile, int64_t b, uint32_t *rows, int32_t *drive,
                                   uint8_t *spikes)
 {
-    NAME(sum_tile)(a, tile, b, rows, drive);
+    int64_t apart;
+    const int32_t *sums = NAME(sum_tile)(a, tile, b, rows, drive, &apart);
     const int leak = a->keep_v != 4096, narrow = WIDTH > 16 && a->limit <= 1 << 24;
-    if (a->u && leak && narrow && a->may_wrap) NAME(update_tile)(a, tile, b, drive, spikes, 1, 1, 1, 1);
-    else if (a->u && leak && narrow) NAME(update_tile)(a, tile, b, drive, spikes, 1, 1, 0, 1);
-    else if (a->u && leak) NAME(update_tile)(a, tile, b, drive, spikes, 1, 1, 1, 0);
-    else if (a->u && narrow) NAME(update_tile)(a, tile, b, drive, spikes, 1, 0, 1, 1);
-    else if (a->u) NAME(update_tile)(a, tile, b, drive, spikes, 1, 0, 1, 0);
-    else if (leak && narrow) NAME(update_tile)(a, tile, b, drive, spikes, 0, 1, 1, 1);
-    else if (leak) NAME(update_tile)(a, tile, b, drive, spikes, 0, 1, 1, 0);
-    else if (a->may_wrap) NAME(update_tile)(a, tile, b, drive, spikes, 0, 0, 1, 1);
-    else NAME(update_tile)(a, tile, b, drive, spikes, 0, 0, 0, 1);
+    if (a->u && leak && narrow && a->may_wrap) NAME(update_tile)(a, tile, b, sums, apart, spikes, 1, 1, 1, 1);
+    else if (a->u && leak && narrow) NAME(update_tile)(a, tile, b, sums, apart, spikes, 1, 1, 0, 1);
+    else if (a->u && leak) NAME(update_tile)(a, tile, b, sums, apart, spikes, 1, 1, 1, 0);
+    else if (a->u && narrow) NAME(update_tile)(a, tile, b, sums, apart, spikes, 1, 0, 1, 1);
+    else if (a->u) NAME(update_tile)(a, tile, b, sums, apart, spikes, 1, 0, 1, 0);
+    else if (leak && narrow) NAME(update_tile)(a, tile, b, sums, apart, spikes, 0, 1, 1, 1);
+    else if (leak) NAME(update_tile)(a, tile, b, sums, apart, spikes, 0, 1, 1, 0);
+    else if (a->may_wrap) NAME(update_tile)(a, tile, b, sums, apart, spikes, 0, 0, 1, 1);
+    else NAME(update_tile)(a, tile, b, sums, apart, spikes, 0, 0, 0, 1);
 }
 
 /* Events of one image of every source; none before the step at which the first ones arrive. */
@@ -707,6 +810,12 @@ TARGET static void NAME(list_image)(Layer *a, int64_t image, int64_t sample, int
         const int64_t words = s->pixels_in * ((s->channels + 63) / 64);
         const uint8_t *x = s->x + (step - s->silent) * s->x_step + sample * s->x_sample;
         const uint32_t unit = s->to ? 1 : (uint32_t)a->block;
+        const int64_t size = (s->pixels_in + 1) * ((s->channels + SPARE - 1) / SPARE * SPARE);
+        if (s->graded) {
+            NAME(take_bytes)(s, step < s->silent ? NULL : x, s->bytes + image * size);
+            s->dense[image] = 1;
+            continue;
+        }
         counts[s->pixels_in] = 0; /* the padding */
         s->dense[image] = 0;
         if (step < s->silent) {
@@ -721,7 +830,6 @@ TARGET static void NAME(list_image)(Layer *a, int64_t image, int64_t sample, int
         int64_t events = 0;
         for (int64_t p = 0; p < s->pixels_in; p++) events += counts[p];
         if (events < s->dense_above) continue;
-        const int64_t size = (s->pixels_in + 1) * ((s->channels + SPARE - 1) / SPARE * SPARE);
         NAME(spread)(s, unit, lists, counts, s->bytes + image * size);
         s->dense[image] = 1;
         a->products++;
@@ -739,10 +847,10 @@ TARGET INLINE void NAME(foresee)(const Layer *a, int64_t sample, int64_t step)
     }
 }
 
-/* Whether every channel of a connection reaches just the target that lies where it lies. */
+/* Whether every channel of a connection of spikes reaches just the target that lies where it lies. */
 TARGET static int NAME(is_one_to_one)(const Layer *a, const Source *s)
 {
-    if (!s->to || s->fan != 1 || s->taps != 1 || s->channels != a->targets || s->pixels_in != a->pixels) return 0;
+    if (s->graded || !s->to || s->fan != 1 || s->taps != 1 || s->channels != a->targets || s->pixels_in != a->pixels) return 0;
     for (int64_t c = 0; c < s->channels; c++)
         if (s->to[c] != c) return 0;
     for (int64_t p = 0; p < a->pixels; p++)
@@ -773,9 +881,10 @@ TARGET static int NAME(make_room)(Layer *a, int64_t steps)
         s->counts = malloc((size_t)(together * (s->pixels_in + 1)) * sizeof *s->counts);
         s->bits = malloc((size_t)(together * s->pixels_in * ((s->channels + 63) / 64)) * sizeof *s->bits);
         s->one_to_one = NAME(is_one_to_one)(a, s);
-        s->bytes = s->factors ? malloc((size_t)(together * (s->pixels_in + 1) * (s->channels + SPARE))) : NULL;
+        const int by_bytes = s->factors || s->graded;
+        s->bytes = by_bytes ? malloc((size_t)(together * (s->pixels_in + 1) * (s->channels + SPARE))) : NULL;
         s->dense = malloc((size_t)together);
-        done = done && s->lists && s->counts && s->bits && s->dense && (s->bytes || !s->factors);
+        done = done && s->lists && s->counts && s->bits && s->dense && (s->bytes || !by_bytes);
     }
     return done;
 }

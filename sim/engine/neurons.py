@@ -42,8 +42,8 @@ class State:
         """State at the start of a window; ``keep_u``: also the current without memory, for a trace of it."""
         dtype = np.int32 if layout else np.float64
         v = np.full((batch, *(layout.shape if layout else population.shape)), population.v_init, dtype)
-        if layout and layout.targets % layout.block:
-            v[:, -1, :, layout.targets % layout.block :] = 0  # they fill up the block and never spike
+        if layout and layout.targets % layout.lanes:
+            v[:, -1, :, layout.targets % layout.lanes :] = 0  # they fill up the block and never spike
         return cls(np.zeros_like(v) if keep_u or population.du != DECAY_ONE else None, v)
 
     def of(self, samples: slice) -> State:

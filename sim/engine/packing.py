@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ...network import Conv2d, Dense, Population, Scale, Shape, Synapse
 
 LANES = 64  # weights of a row come in groups of 64 bytes, as kernels.c expects
+VECTOR = 16  # neurons: the widest vector of 32-bit integers
 CACHE = 640 * 1024  # bytes of weights that stay in a core's second-level cache beside the spikes
 LARGEST_BLOCK = 256  # targets: more gain nothing, and two threads can share a layer of 512
 MAX_ROWS = 2**31  # bytes: offsets of rows have 32 bits
@@ -38,18 +39,24 @@ class Layout:
         return -(-self.targets // self.block)
 
     @property
+    def lanes(self) -> int:
+        """Neurons of a block that have a state: whole vectors of them, where there is only one block."""
+        return self.block if self.blocks > 1 else -(-self.targets // VECTOR) * VECTOR
+
+    @property
     def shape(self) -> Shape:
-        """Of an array with one value per neuron: (blocks, pixels, block)."""
-        return (self.blocks, self.pixels, self.block)
+        """Of an array with one value per neuron: (blocks, pixels, lanes)."""
+        return (self.blocks, self.pixels, self.lanes)
 
     def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-        """[targets, n] to int32 [blocks, n, block]."""
-        padded = np.zeros((self.blocks * self.block, values.shape[1]), np.int32)
-        padded[: self.targets] = values
-        return np.ascontiguousarray(padded.reshape(self.blocks, self.block, -1).transpose(0, 2, 1))
+        """[..., targets, n] to int32 [..., blocks, n, lanes]."""
+        *lead, _, n = values.shape
+        padded = np.zeros((*lead, self.blocks * self.lanes, n), np.int32)
+        padded[..., : self.targets, :] = values
+        return np.ascontiguousarray(padded.reshape(*lead, self.blocks, self.lanes, n).swapaxes(-1, -2))
 
     def restore(self, values: npt.NDArray[np.int32], shape: Shape) -> npt.NDArray[np.int64]:
-        """[B, blocks, pixels, block] to int64 [B, *shape]."""
+        """[B, *self.shape] to int64 [B, *shape]."""
         by_target = values.transpose(0, 1, 3, 2).reshape(len(values), -1, self.pixels)[:, : self.targets]
         return by_target.reshape(len(values), *shape).astype(np.int64)
 
@@ -105,7 +112,7 @@ Packed: TypeAlias = Rows | Fans
 
 
 def lay_out(population: Population, synapses: list[Synapse]) -> Layout:
-    """Layout of a population at which these synapses arrive by spikes."""
+    """Layout of a population at which these synapses arrive."""
     convolutions = [s for s in synapses if isinstance(s, Conv2d)]
     targets = population.shape[0] if convolutions else population.size
     rows = [s for s in convolutions if s.groups == 1] or [s for s in synapses if isinstance(s, Dense)]
@@ -113,7 +120,7 @@ def lay_out(population: Population, synapses: list[Synapse]) -> Layout:
 
 
 def pack(synapse: Synapse, source: Shape, target: Shape, layout: Layout) -> Packed | None:
-    """Lay out a synapse; None where NumPy has to do: too large, or dense into neurons that lie by pixels."""
+    """Lay out a synapse; None where NumPy has to do: too large, or dense where neurons lie by pixels, or not."""
     size = int(np.prod(source))
     if isinstance(synapse, Dense):
         if layout.pixels > 1:
@@ -125,6 +132,8 @@ def pack(synapse: Synapse, source: Shape, target: Shape, layout: Layout) -> Pack
         every = np.arange(layout.pixels, dtype=np.int32)[:, None]
         to = np.arange(channels, dtype=np.int32)
         return Fans(channels, layout.pixels, 1, every, to, weight[:: layout.pixels].reshape(1, channels, 1).copy())
+    if layout.pixels != target[1] * target[2]:
+        return None
     under, pixels_in = under_each_tap(synapse, source, target), source[1] * source[2]
     c_out, c_in, k_y, k_x = synapse.weight.shape
     if synapse.groups == 1:

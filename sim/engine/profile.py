@@ -93,15 +93,16 @@ class Profiler:
     def _watch(self, layer: Layer, first: int, last: int, seconds: float) -> None:
         name = layer.population.name
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        images = (last - first) * layer.batch * sum(isinstance(p.packed, Rows) for p in layer.sums.by_events)
+        sums = layer.sums
+        images = (last - first) * layer.batch * sum(isinstance(p.packed, Rows) and not p.graded for p in sums.by_kernel)
         products, before = self._summed.get(name, (0, 0))
         self._summed[name] = (products + layer.take_products(), before + images)
         paths = self._paths.setdefault(name, [])
-        once = [self._constant and p.connection.source == INPUT for p in layer.sums.by_numpy]
         for path, taken in (
-            ("events", bool(layer.sums.by_events)),
-            ("once", any(once)),
-            ("NumPy", not all(once) or not layer.synapses.compiled),
+            ("events", any(not p.graded for p in sums.by_kernel)),
+            ("products", any(p.graded for p in sums.by_kernel)),
+            ("once", bool(sums.once)),
+            ("NumPy", bool(sums.by_numpy) or not layer.synapses.compiled),
         ):
             if taken and path not in paths:
                 paths.append(path)
@@ -130,7 +131,8 @@ class Profiler:
         products, images = self._summed[name]
         share = products / images if images else 0.0
         how = {0.0: "events", 1.0: "products"}.get(share, f"events, {share:.0%} products")
-        return " + ".join(how if path == "events" else path for path in self._paths[name]) or "neurons only"
+        paths = dict.fromkeys(how if path == "events" else path for path in self._paths[name])
+        return " + ".join(paths) or "neurons only"
 
     def to_json(self, run: Run) -> dict[str, Any]:
         """Layers, and what their rates are measured against."""

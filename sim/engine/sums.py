@@ -1,8 +1,9 @@
 """Synapse sums of the fast engine: what arrives at a population, for many steps and samples at once.
 
-Plain spikes go through the compiled kernels, where those were built and the bounds say that 32 bits hold every sum.
-All else is NumPy: a sum of integers is a matrix product of floating-point numbers, and exact in any order of summation
-as long as no partial sum exceeds the mantissa. ``2^(e + f)`` is folded into the weights: it moves the exponent only.
+All goes through the compiled kernels, spikes as events and numbers as bytes, where those were built and the bounds say
+that 32 bits hold every sum. What is left is NumPy: a sum of integers is a matrix product of floating-point numbers,
+and exact in any order of summation as long as no partial sum exceeds the mantissa. ``2^(e + f)`` is folded into the
+weights: it moves the exponent only.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ...arithmetic import synapse_sum
-from ...bounds import largest_sum, population_bounds
+from ...bounds import largest_sum, population_bounds, source_range
 from ...network import INPUT, Connection, Conv2d, Dense, Network, Population, Scale, Shape, Synapse
 from . import kernels
+from .graded import Graded
 from .packing import Layout, Packed, lay_out, pack
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -32,23 +34,30 @@ NEURON_WORK, STEP_WORK = 32, 2**13  # additions of a weight in the time of a neu
 FLOAT64_EXACT = 2**52  # every integer up to this magnitude is a float64, and so is its sum with any u or v
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """A connection made ready for one number type.
+    """A connection made ready.
 
     Attributes
     ----------
-    sums : callable
-        In floating point, ``2^(e + f)`` included.
+    shift : int
+        Weights count ``2^shift``.
     packed : Packed or None
         For the compiled kernel; None where NumPy has to do.
+    graded : Graded or None
+        How numbers become bytes for it; None for spikes.
+    sums : callable or None
+        NumPy's, in floating point, ``2^shift`` included; None where it is packed.
+    bytes_per_row : int
+        NumPy's buffers for one sample at one step.
     """
 
     connection: Connection
     shift: int
-    sums: Sums
     packed: Packed | None
-    bytes_per_row: int  # buffers for one sample at one step
+    graded: Graded | None = None
+    sums: Sums | None = None
+    bytes_per_row: int = 0
 
 
 class Synapses:
@@ -62,14 +71,12 @@ class Synapses:
         Of its neurons there.
     may_wrap : bool
         Whether the current can leave the state's width.
-    bias : int32 [blocks, 1, block] or [*layout.shape]
+    bias : int32 [blocks, 1, lanes] or [*layout.shape]
         One value per channel, or per neuron.
     dtype : float32, float64 or int64
         The narrowest in which NumPy's sums, over all connections together, are exact.
     bytes_per_row : int
         Memory that one sample at one step needs in NumPy; 0 where the kernel does everything.
-    work : int
-        Time that the kernel can need at most for one sample at one step, in additions of one weight.
     """
 
     def __init__(self, network: Network, population: Population):
@@ -78,19 +85,24 @@ class Synapses:
         self.population = population
         self.dtype = exact_dtype(network, population, connections)
         self.compiled = kernels.fits(population, largest)
-        by_spikes = [c.synapse for c in connections if not network.sends_graded(c.source)]
-        self.layout = lay_out(population, by_spikes)
+        self.layout = _layout(network, population, connections)
         self.may_wrap = population_bounds(network, population).can_wrap
         self.bias = _arranged_bias(population, self.layout)
         layout = self.layout if self.compiled else None
         self.prepared = [_prepare(network, population, c, self.dtype, layout) for c in connections]
-        # In NumPy: the drive, a second one while connections are added up, and a copy in float64 for the neurons.
+        # In NumPy: the drive, a second one while connections are added up, and a copy in float64 for the neurons, or
+        # two as they lie in the kernel.
         buffers = max((p.bytes_per_row for p in self.prepared), default=0)
         if not self.compiled or buffers:
-            buffers += population.size * (4 if self.compiled else 2 * self.dtype.itemsize + 8)
+            buffers += population.size * (2 * self.dtype.itemsize + 8)
         self.bytes_per_row = buffers
-        weights = sum(p.packed.weight.size for p in self.prepared if p.packed)
-        self.work = self.layout.pixels * weights + NEURON_WORK * population.size + STEP_WORK
+
+
+def _layout(network: Network, population: Population, connections: list[Connection]) -> Layout:
+    """As spikes arrive, which come at every step, and else as numbers do, which may be summed once."""
+    by_spikes = [c.synapse for c in connections if not network.sends_graded(c.source)]
+    decided = any(not isinstance(s, Scale) for s in by_spikes)
+    return lay_out(population, by_spikes if decided else [c.synapse for c in connections])
 
 
 def _arranged_bias(population: Population, layout: Layout) -> npt.NDArray[np.int32]:
@@ -105,29 +117,36 @@ class LayerSums:
 
     Attributes
     ----------
-    by_events, by_numpy : list of Prepared
-        Which connections the compiled kernel sums, and which NumPy.
+    once : list of Prepared
+        Connections that an input which never changes arrives by.
+    by_kernel, by_numpy : list of Prepared
+        Which of the others the compiled kernel sums, and which NumPy.
+    work : int
+        Time that the kernel can need at most for one sample at one step, in additions of one weight.
     """
 
     def __init__(self, synapses: Synapses, frames: Array, constant: bool):
         self._synapses = synapses
-        self._population = synapses.population
+        self._population = population = synapses.population
         self._frames = frames
-        self._constant = constant
         self._at_rest: dict[tuple[str, int, int], Array] = {}
-        self.by_events = [p for p in synapses.prepared if self._runs_on_events(p)]
-        self.by_numpy = [p for p in synapses.prepared if not self._runs_on_events(p)]
+        self.once = [p for p in synapses.prepared if constant and p.connection.source == INPUT]
+        stepped = [p for p in synapses.prepared if p not in self.once]
+        self.by_kernel = [p for p in stepped if p.packed is not None]
+        self.by_numpy = [p for p in stepped if p.packed is None]
+        weights = sum(p.packed.weight.size * (p.graded.planes if p.graded else 1) for p in self.by_kernel if p.packed)
+        self.work = synapses.layout.pixels * weights + NEURON_WORK * population.size + STEP_WORK
 
     @property
     def buffered(self) -> bool:
-        """Whether NumPy makes a drive for every step: all but what the kernel sums and what never changes."""
-        return any(not (self._constant and p.connection.source == INPUT) for p in self.by_numpy)
+        """Whether NumPy makes a drive for every step."""
+        return bool(self.by_numpy)
 
     def drive(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> Array | None:
-        """What NumPy sums of ``I 2^f`` in a block, exact: [t, b, *shape]; may be a read-only or strided view.
+        """What the kernel does not sum of ``I 2^f`` in a block, exact; may be a read-only or strided view.
 
-        Everything where the population does not run in the compiled kernel, in :attr:`Synapses.dtype`. Otherwise what
-        :meth:`arriving` leaves out, in int32; None if that is nothing.
+        Everything where the population does not run in the compiled kernel: [t, b, *shape] in :attr:`Synapses.dtype`.
+        Otherwise what :meth:`arriving` leaves out: int32 [t, b, *layout.shape]; None if that is nothing.
 
         Parameters
         ----------
@@ -135,9 +154,10 @@ class LayerSums:
             Spikes of the populations so far.
         steps, samples : slice
         """
-        size = (steps.stop - steps.start, samples.stop - samples.start, *self._population.shape)
+        rest = self._synapses.layout.shape if self._synapses.compiled else self._population.shape
+        size = (steps.stop - steps.start, samples.stop - samples.start, *rest)
         total: Array | None = None
-        for prepared in self.by_numpy:
+        for prepared in (*self.once, *self.by_numpy):
             part = self._summed(prepared, sent, steps, samples, size)
             total = part if total is None else total + part
         if total is None and not self._synapses.compiled:
@@ -145,40 +165,27 @@ class LayerSums:
         return total
 
     def arriving(self, sent: Mapping[str, Array], steps: slice, samples: slice) -> list[kernels.Arriving]:
-        """The spikes of a block that the compiled kernel sums; valid until the next block of this thread."""
+        """What the compiled kernel sums of a block; valid until the next block of this thread."""
         found = []
-        for p in self.by_events:
+        for p in self.by_kernel:
             c = p.connection
             silent = min(max(c.delay - steps.start, 0), steps.stop - steps.start)
             source = self._frames if c.source == INPUT else sent[c.source]
-            x = source[max(steps.start - c.delay, 0) : max(steps.stop - c.delay, 0), samples]
-            assert p.packed is not None
-            # Weights that are all zero may have any exponent; others leave 32 bits long before a shift of 30.
-            found.append(kernels.Arriving(p.packed, self._as_spikes(p, x), silent, min(p.shift, 30)))
+            found += _for_the_kernel(
+                p, source[max(steps.start - c.delay, 0) : max(steps.stop - c.delay, 0), samples], silent
+            )
         return found
-
-    def _as_spikes(self, prepared: Prepared, x: Array) -> npt.NDArray[np.uint8]:
-        """Binary input as bytes: as they are, or in a buffer of this thread."""
-        if prepared.connection.source != INPUT or (x.dtype in (np.bool_, np.uint8) and x[:1, :1].flags.c_contiguous):
-            return x.view(np.uint8)
-        fired = _buffer(prepared.connection.name, x.size, np.bool_).reshape(x.shape)
-        np.copyto(fired, x, casting="unsafe")
-        return fired.view(np.uint8)
-
-    def _runs_on_events(self, p: Prepared) -> bool:
-        """Whether a connection carries spikes to a packed synapse; an input that never changes is summed once."""
-        return p.packed is not None and not (p.connection.source == INPUT and self._constant)
 
     def _summed(
         self, prepared: Prepared, sent: Mapping[str, Array], steps: slice, samples: slice, size: Shape
     ) -> Array:
-        """Sums of one connection by NumPy; before the first delayed spike can arrive they are zero."""
+        """Sums of one connection; before the first delayed spike can arrive they are zero."""
         c = prepared.connection
         first, last = max(steps.start - c.delay, 0), max(steps.stop - c.delay, 0)
         silent = min(max(c.delay - steps.start, 0), size[0])
         if silent == size[0]:
             return np.zeros(size, np.int32 if self._synapses.compiled else self._synapses.dtype)
-        if c.source == INPUT and self._constant:
+        if prepared in self.once:
             key = (c.name, samples.start, samples.stop)
             if key not in self._at_rest:
                 self._at_rest[key] = self._product(prepared, self._frames[:1, samples])
@@ -193,8 +200,31 @@ class LayerSums:
         return delayed
 
     def _product(self, prepared: Prepared, x: Array) -> Array:
+        layout = self._synapses.layout
+        if prepared.packed is not None:
+            return kernels.sums_of(layout, _for_the_kernel(prepared, x, 0), x.shape[1])
+        assert prepared.sums is not None
         sums = prepared.sums(x)
-        return np.ascontiguousarray(sums, np.int32) if self._synapses.compiled else sums
+        return layout.arrange(sums.reshape(*x.shape[:2], layout.targets, -1)) if self._synapses.compiled else sums
+
+
+def _for_the_kernel(p: Prepared, x: Array, silent: int) -> list[kernels.Arriving]:
+    """What a connection carries, as bytes: as they are, or in buffers of this thread."""
+    assert p.packed is not None
+    name, most = p.connection.name, 31  # weights that are all zero may have any exponent; others stay far below
+    if p.graded is not None:
+        planes = p.graded.bytes_of(x, lambda k, size: _buffer(f"{name}/{k}", size, np.uint8))
+        return [
+            kernels.Arriving(
+                p.packed, plane, silent, min(p.shift + 8 * k, most), p.graded.zero(k), None if k else p.graded.offset
+            )
+            for k, plane in enumerate(planes)
+        ]
+    if x.dtype in (np.bool_, np.uint8) and x[:1, :1].flags.c_contiguous:
+        return [kernels.Arriving(p.packed, x.view(np.uint8), silent, min(p.shift, most))]
+    fired = _buffer(name, x.size, np.bool_).reshape(x.shape)
+    np.copyto(fired, x, casting="unsafe")
+    return [kernels.Arriving(p.packed, fired.view(np.uint8), silent, min(p.shift, most))]
 
 
 _own = threading.local()
@@ -227,14 +257,18 @@ def _prepare(
 ) -> Prepared:
     source, target = network.shape_of(connection.source), population.shape
     shift = population.fraction_bits + connection.weight_exponent
-    spikes = not network.sends_graded(connection.source)
-    packed = pack(connection.synapse, source, target, layout) if layout and spikes else None
+    packed = pack(connection.synapse, source, target, layout) if layout else None
+    if packed and layout:
+        numbers = network.sends_graded(connection.source)
+        sends = source_range(network, connection)
+        graded = Graded.of(*sends, connection.synapse, layout) if numbers else None
+        return Prepared(connection, shift, packed, graded)
     if dtype.kind == "i":
         sums, values = _exact_sums(connection.synapse, target, shift), 2 * math.prod(source)
     else:
         weight = connection.synapse.weight.astype(dtype) * dtype.type(2.0**shift)
         sums, values = prepare(connection.synapse, weight, source, target)
-    return Prepared(connection, shift, sums, packed, 0 if packed else values * dtype.itemsize)
+    return Prepared(connection, shift, None, None, sums, values * dtype.itemsize)
 
 
 def _exact_sums(synapse: Synapse, target: Shape, shift: int) -> Sums:
