@@ -466,7 +466,10 @@ def _check_neuron(neuron: Section) -> None:
             "(weight_exp comes from slayer's WgtScaleBatchNorm); train without it"
         )
     if "gradedSpike" in neuron.names and bool(neuron.numbers("gradedSpike").any()):
-        refuse("gradedSpike is set, and a description's neurons send binary spikes; train without it")
+        refuse(
+            "gradedSpike is set: in slayer its spikes carry the membrane, and lava-dl's loader sends plain ones; "
+            "train without it"
+        )
     if "refDelay" in neuron.names and neuron.integer("refDelay", 0, 2**16) > 1:
         refuse("refDelay above 1; neither slayer's CUBA neuron nor lava-dl's loader has a refractory period")
     if "wgtExp" in neuron.names and neuron.integer("wgtExp", *_ANY) != 0:
