@@ -99,6 +99,8 @@ def assert_same_training(network, x, executor, asked):
     same, other, calls = gradients(BitTrueNetwork(network, executor=executor), x)
     assert calls == asked
     assert torch.equal(logits, same)
+    rates = (BitTrueNetwork(network, executor=e).spike_rates(torch.tensor(x)) for e in (None, executor))
+    assert next(rates) == next(rates)
     for name, grad in plain.items():
         assert (grad is None) == (other[name] is None)
         assert grad is None or torch.equal(grad, other[name]), name

@@ -432,7 +432,11 @@ class BitTrueNetwork(nn.Module):
     @torch.no_grad()
     def spike_rates(self, x: Tensor) -> dict[str, float]:
         """Mean spikes per neuron and step of every spiking population for a batch."""
-        return {name: float(spikes.mean()) for name, spikes in self.record(x).spikes.items()}
+        if self.executor is not None and x.device.type == "cpu":
+            recording = self.executor(self.to_network(), self.encode(x).to(torch.int64).numpy())
+        else:
+            recording = self.record(x)
+        return {name: float(spikes.mean()) for name, spikes in recording.spikes.items()}
 
     def to_network(self, metadata: Mapping[str, Any] | None = None) -> Network:
         """The description of the present integers.
