@@ -10,19 +10,22 @@ from hypothesis import strategies as st
 from lapilli.bounds import population_bounds
 from lapilli.errors import DescriptionError
 from lapilli.network import INPUT, Connection, Conv2d, Dense, Input, Network, Population, Readout, Scale
-from lapilli.sim.engine import batched, kernels, neurons
+from lapilli.sim.engine import batched, kernels, neurons, sums
 from lapilli.sim.engine.batched import fast
 from lapilli.sim.engine.sums import Synapses, exact_dtype
 from lapilli.sim.reference import reference
 from strategies import cyclic_networks_with_input, networks_with_input
 
-RUNS = ["numpy", *(f"{level}-{path}" for level in kernels.LEVELS for path in ("events", "products"))]
+RUNS = ["numpy", "numpy-integer", *(f"{level}-{path}" for level in kernels.LEVELS for path in ("events", "products"))]
 
 
 @pytest.fixture(autouse=True, params=RUNS)
 def level(request, monkeypatch):
-    """Every test here runs on NumPy, and on every instruction set of this machine with each path of the sums forced."""
+    """Every test here runs on NumPy, its integer products forced or not, and on every instruction set of this machine
+    with each path of the sums forced."""
     name, _, path = request.param.partition("-")
+    if path == "integer":
+        monkeypatch.setattr(sums, "INTEGER_WORK", 0)
     monkeypatch.setattr(kernels, "path", path or "auto")
     wanted = kernels.LEVELS.index(name) if name != "numpy" else -1
     if wanted > kernels.best_level():
@@ -212,7 +215,7 @@ def ring(sizes=(70, 5, 66), steps=40, delay=1):
 
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_a_cycle_is_one_call_of_the_kernel_and_what_follows_is_another(monkeypatch, level, n_threads):
-    if level == "numpy":
+    if level.startswith("numpy"):
         pytest.skip("without kernels there are no calls to count")
     monkeypatch.setenv("LAPILLI_THREADS", str(n_threads))
     calls, original = [], kernels.run

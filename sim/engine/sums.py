@@ -3,7 +3,7 @@
 All goes through the compiled kernels, spikes as events and numbers as bytes, where those were built and the bounds say
 that 32 bits hold every sum. What is left is NumPy: a sum of integers is a matrix product of floating-point numbers,
 and exact in any order of summation as long as no partial sum exceeds the mantissa. ``2^(e + f)`` is folded into the
-weights: it moves the exponent only.
+weights: it moves the exponent only. Spikes are summed by ONNX Runtime's integer product, once there are enough of them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ Sums: TypeAlias = Callable[[Array], Array]  # [t, b, *source] to [t, b, *target]
 
 FLOAT32_EXACT = 2**24  # every integer up to this magnitude is a float32
 NEURON_WORK, STEP_WORK = 32, 2**13  # additions of a weight in the time of a neuron's step, of a step without neurons
+INTEGER_WORK = 2**32  # products after which a connection that NumPy sums goes to ONNX Runtime: importing it takes 0.3 s
 FLOAT64_EXACT = 2**52  # every integer up to this magnitude is a float64, and so is its sum with any u or v
 
 
@@ -268,7 +269,30 @@ def _prepare(
     else:
         weight = connection.synapse.weight.astype(dtype) * dtype.type(2.0**shift)
         sums, values = prepare(connection.synapse, weight, source, target)
+        synapse = connection.synapse
+        narrow = not network.sends_graded(connection.source) and largest_sum(network, connection) < 2**31
+        if narrow and not isinstance(synapse, Scale) and (isinstance(synapse, Dense) or synapse.groups == 1):
+            sums = _integer_once_it_pays(sums, synapse, target, dtype.type(2.0**shift))
     return Prepared(connection, shift, None, None, sums, values * dtype.itemsize)
+
+
+def _integer_once_it_pays(plain: Sums, synapse: Dense | Conv2d, target: Shape, factor: np.floating[Any]) -> Sums:
+    """``plain``, and after :data:`INTEGER_WORK` the integer product, which is three to four times as fast."""
+    each, done = synapse.weight.size * math.prod(target[1:]), 0
+    integer: Sums | None = None
+
+    def sums(x: Array) -> Array:
+        nonlocal done, integer
+        if integer is None and done < INTEGER_WORK:
+            done += x.shape[0] * x.shape[1] * each
+            return plain(x)
+        if integer is None:
+            from .integer_products import integer_sums
+
+            integer = integer_sums(synapse, target)
+        return integer(x).astype(factor.dtype) * factor
+
+    return sums
 
 
 def _exact_sums(synapse: Synapse, target: Shape, shift: int) -> Sums:
