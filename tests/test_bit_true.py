@@ -126,14 +126,15 @@ def test_an_executor_tells_means_by_membranes_and_by_sums(case, data):
     assert_same_training(replace(network, populations=populations), x, fast, 1)
 
 
-def test_where_a_membrane_saturates_the_executor_is_still_used():
-    p = Population(name="p", shape=(2,), threshold=10, reset_amount=10, state_bits=20, du=4096, dv=0)
+@pytest.mark.parametrize(("bits", "event"), [(20, "saturations"), (14, "wraps")])
+def test_where_the_state_overflows_the_executor_is_still_used(bits, event):
+    p = Population(name="p", shape=(2,), threshold=10, reset_amount=10, state_bits=bits, du=4096, dv=0)
     c = Connection(source=INPUT, target="p", synapse=Dense(np.array([[100, 0], [-100, 1]])))
     given = {"populations": [p], "connections": [c], "readout": Readout(population="p")}
     network = Network(name="full", steps=12, input=Input(shape=(2,), low=0, high=9), **given)
     x = np.array([[9, 1], [1, 9]])
     recording = fast(network, x)
-    assert recording.saturations["p"] > 0
+    assert getattr(recording, event)["p"] > 0
     found = outcome(network, x, recording)
     assert found is not None
     want = np.array([[900 * 64, (1 - 900) * 64], [100 * 64, (9 - 100) * 64]])

@@ -122,7 +122,7 @@ def outcome(network: Network, x: IntArray, recording: Recording) -> Outcome | No
     """What :func:`.integer_forward.run` gives with means, from a recording of another executor on the CPU.
 
     What came into a membrane is where it got to and what its spikes took. Where a part of that is lost, because it
-    saturated or was set to zero, what came in is summed again: by one product, of the numbers of spikes.
+    wrapped, saturated, leaked or was set to zero, what came in is summed again: by one product, of numbers of spikes.
 
     Parameters
     ----------
@@ -150,10 +150,11 @@ def outcome(network: Network, x: IntArray, recording: Recording) -> Outcome | No
             counts = recording.spikes[p.name].sum(0, dtype=np.uint8 if steps < 2**8 else np.int32)
             sent, total = torch.from_numpy(counts), steps
         v = found.v_final.get(p.name)
-        if v is not None and _keeps_all(p) and recording.saturations.get(p.name) == 0:
+        lost = recording.saturations.get(p.name) != 0 or (p.du == DECAY_ONE and recording.wraps.get(p.name) != 0)
+        if v is not None and _keeps_all(p) and not lost:
             narrow = p.v_max * 2 + p.reset_amount * steps < 2**31
             came = sent.to(torch.int32 if narrow else torch.int64).mul_(p.reset_amount).add_(v).sub_(p.v_init)
-        elif _sums_tell(p) and (leaks(p) or recording.wraps.get(p.name) == 0):
+        elif _sums_tell(p):
             came = input_sum(network, p, found.spikes | {INPUT: given}, weights, torch.tensor(p.bias))
         else:
             return None

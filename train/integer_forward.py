@@ -41,8 +41,8 @@ class Outcome:
     mean_sent : dict of float32 [B, *shape]
         (Weighted) mean of what a population, or the input, sends.
     mean_input : dict of float32 [B, *shape]
-        (Weighted) mean of ``u + b``, state units (of ``I 2^f + b``, before it wraps, where the membrane leaks and the
-        current has no memory). Without leak in the membrane, both means are exact sums, divided once.
+        (Weighted) mean of ``u + b``, state units; of ``I 2^f + b``, before it wraps, where the current has no memory.
+        Without leak in the membrane, both means are exact sums, divided once.
     """
 
     spikes: dict[str, Tensor] = field(default_factory=dict)
@@ -308,7 +308,7 @@ def weighted_sum(x: Tensor, weight_of_step: Sequence[float] | None) -> Tensor:
 def input_sum(
     network: Network, p: Population, sent: Mapping[str, Tensor], weights: Mapping[str, Tensor], bias: Tensor
 ) -> Tensor:
-    """(Weighted) sum over all steps of ``I 2^f + b``: ``u + b`` where the current has no memory and nothing wraps.
+    """(Weighted) sum over all steps of ``I 2^f + b``: ``u + b`` before it wraps, where the current has no memory.
 
     One product for each connection. Exact, if the membrane does not leak; weights of steps are as :func:`step_weights`
     has them.
@@ -376,8 +376,7 @@ class _Layer:
             sent[p.name] = zeros.new_zeros((network.steps, *zeros.shape), dtype=dtype)
         self.means, self.weights = means, weights
         self.weight_of_step = step_weights(p, network.steps) if leaks(p) else None
-        # What leaks and has no memory in its current is summed at the end; elsewhere a current may wrap, and counts.
-        self.sums_inputs = means and not (leaks(p) and p.du == DECAY_ONE)
+        self.sums_inputs = means and p.du != DECAY_ONE  # without memory in the current, one product at the end does
         sums = torch.float32 if leaks(p) else torch.float64 if _has_float64(device) else torch.int64
         self.sent_sum, self.input_sum = (torch.zeros_like(zeros, dtype=dtype) for dtype in (torch.float32, sums))
         self.traces: dict[str, list[Tensor]] | None = {"current": [], "u": [], "v": []} if traced else None
