@@ -89,11 +89,30 @@ def lowest_after_reset(population: Population) -> int:
     return min(v - p.reset_amount * s for s, v in [(first, least), *((s, s << p.payload_shift) for s in others)])
 
 
+def _highest_charged(population: Population, most: int, steps: int) -> int:
+    """Largest membrane before fire and reset, where a step adds at most ``most``.
+
+    What lies above the threshold has fired: it falls to 0, or by at least ``rho``. So from ``h`` and all below it, a
+    membrane keeps at most ``max(theta, h - rho)``.
+    """
+    p = population
+    lost = {"subtract": p.reset_amount, "zero": p.v_max * 2, "none": 0}[p.reset]
+    highest = kept = p.v_init
+    for _ in range(steps):
+        charged = (abs(kept) * (DECAY_ONE - p.dv) // DECAY_ONE) * (1 if kept >= 0 else -1) + most
+        highest = max(highest, charged)
+        following = charged if not p.spikes or charged <= p.threshold else max(p.threshold, charged - lost)
+        if following == kept:
+            break
+        kept = following
+    return highest
+
+
 def population_bounds(network: Network, population: Population) -> PopulationBounds:
     """Worst case of a population over one sample window of ``network.steps`` steps.
 
-    The membrane's bound ignores the reset below (a reset only lowers a positive membrane, at most to
-    :func:`lowest_after_reset`), so it is safe, not always tight.
+    The upper bound of the membrane knows the reset, the lower one only where it leads (:func:`lowest_after_reset`):
+    safe, not always tight.
     """
     low = high = 0
     for connection in network.incoming(population.name):
@@ -109,7 +128,7 @@ def population_bounds(network: Network, population: Population) -> PopulationBou
     # A reset may leave the membrane lower than it ever was without one.
     lowest_start = min(population.v_init, lowest_after_reset(population)) if population.spikes else population.v_init
     v_low, _ = _accumulated(u_low + b_low, 0, population.dv, network.steps, lowest_start)
-    _, v_high = _accumulated(0, u_high + b_high, population.dv, network.steps, population.v_init)
+    v_high = _highest_charged(population, u_high + b_high, network.steps)
     return PopulationBounds(
         drive=(low, high),
         current=(u_low, u_high),
