@@ -115,7 +115,7 @@ CASES = {
     "states_cannot_overflow": (
         "loihi2",
         net(),
-        net(weight=[[127, 127]], connection={"weight_exponent": 8}),
+        net(weight=[[-127, -127]], connection={"weight_exponent": 8}),
         "'p'",
         "can saturate",
         "note",
