@@ -140,7 +140,9 @@ def convert_checkpoint(
                 f"{path}: is bit-true; its weight bits are part of its training. Export without "
                 f"{', '.join(name for name, given in asked.items() if given)}, or give the float checkpoint"
             )
-        return Converted(BitTrueNetwork.from_state(path, found.kept).to_network())
+        trained = BitTrueNetwork.from_state(path, found.kept)
+        said = {"recipe": recipe.provenance(), "method": f"{recipe.method}, then bit-true fine-tuning"}
+        return Converted(trained.to_network({**trained.network.metadata, **said}))
     data = load_data(recipe.data, recipe.network.steps)
     model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
     model.load_state_dict(found.kept)
