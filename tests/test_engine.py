@@ -60,6 +60,27 @@ def test_every_bit_of_acyclic_networks_with_branches_and_delays(case, trace):
     assert_same(*case, trace=trace)
 
 
+@pytest.mark.parametrize("high", [1, 100, 4095, 2**20])
+@pytest.mark.parametrize("frames", [False, True])
+def test_input_in_any_order_of_memory(high, frames):
+    rng = np.random.default_rng(0)
+    conv = Conv2d(rng.integers(-8, 8, (3, 2, 3, 3)), padding=1)
+    p = Population(name="p", shape=(3, 5, 4), threshold=min(512 * high, 2**22), reset="zero")
+    net_input = Input(shape=(2, 5, 4), low=0 if high == 1 else -high, high=high)
+    net = Network(
+        name="n",
+        steps=3,
+        input=net_input,
+        populations=[p],
+        connections=[Connection(source=INPUT, target="p", synapse=conv)],
+    )
+    x = rng.integers(net_input.low, high + 1, (*((3,) if frames else ()), 2, 2, 5, 4))
+    want = fast(net, x).spikes["p"]
+    for other in (np.asfortranarray(x), x[..., ::-1].copy()[..., ::-1], x.swapaxes(-1, -2).copy().swapaxes(-1, -2)):
+        assert_same(net, other)
+        np.testing.assert_array_equal(fast(net, other).spikes["p"], want)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     networks_with_input(wild=True, delays=True, acyclic=False, max_steps=12),

@@ -116,7 +116,7 @@ UNSAYABLE = {
     "threshold": (lambda: small(threshold=100), "population 'a': threshold 100 .* round it to 128"),
     "bias": (lambda: small(bias=np.array([64, 65])), "population 'a': bias 65 is not a multiple of 64"),
     "wide bias": (lambda: small(bias=np.array([64 * 4096])), r"population 'a': biases .* \(13 bits"),
-    "width": (lambda: small(state_bits=16, du=0, bias=np.array([2**14])), "population 'a': state_bits 16"),
+    "width": (lambda: small(state_bits=16, du=0, bias=np.array([-(2**14)])), "population 'a': state_bits 16"),
     "fine weights": (lambda: small(fraction_bits=3), r"connection 'input->a': .* raise weight_exponent to 3"),
     "branch": (branched, "connection 'input->.': a branch"),
     "scale": (lambda: network([population("a", (3,))], [Scale(np.array([1]))], (3,)), "connection 'input->a': scale"),

@@ -63,7 +63,7 @@ class Graded:
             np.copyto(planes[0], x, casting="unsafe")
             np.add(planes[0], np.uint8(self.zero(0)), out=planes[0])
             return planes
-        whole = np.subtract(x, self.base, dtype=np.int64).astype("<i4").view(np.uint8).reshape(*x.shape, 4)
+        whole = np.subtract(x, self.base, dtype=np.int64, order="C").astype("<i4").view(np.uint8).reshape(*x.shape, 4)
         for k, plane in enumerate(planes):
             np.copyto(plane, whole[..., k])
         return planes
