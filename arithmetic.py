@@ -23,6 +23,12 @@ def decay(x: IntArray, d: int) -> IntArray:
     return np.sign(x) * (np.abs(x) * (DECAY_ONE - d) // DECAY_ONE)
 
 
+def decay_integer(x: int, d: int) -> int:
+    """:func:`decay` of one Python integer, of any size."""
+    kept = abs(x) * (DECAY_ONE - d) // DECAY_ONE
+    return kept if x >= 0 else -kept
+
+
 def wrap(x: IntArray, bits: int) -> IntArray:
     """``x`` modulo ``2^bits`` in ``-2^(bits-1) < x <= 2^(bits-1)``, the half-open side that Lava's ``u`` has."""
     half = 2 ** (bits - 1)

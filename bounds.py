@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .network import DECAY_ONE, Connection, Conv2d, Dense, IntArray, Network, Population, Scale
+from .arithmetic import decay_integer, payload
+from .network import Connection, Conv2d, Dense, IntArray, Network, Population, Scale
 from .overflow import OverflowPolicy
 
 
@@ -61,16 +62,12 @@ class PopulationBounds:
 
 def _accumulated(low: int, high: int, decay: int, steps: int, start: int = 0) -> tuple[int, int]:
     """Range of ``x`` over ``steps`` steps of ``x = trunc(x (4096 - decay) / 4096) + [low, high]``, from ``start``."""
-
-    def keep(x: int) -> int:
-        return (abs(x) * (DECAY_ONE - decay) // DECAY_ONE) * (1 if x >= 0 else -1)
-
     if decay == 0:  # in one go: a window may have a million steps
         return start + steps * min(low, 0), start + steps * max(high, 0)
     least = most = start
     lowest, highest = start, start
     for _ in range(steps):
-        following = keep(least) + low, keep(most) + high
+        following = decay_integer(least, decay) + low, decay_integer(most, decay) + high
         if following == (least, most):
             break
         least, most = following
@@ -83,7 +80,7 @@ def lowest_after_reset(population: Population) -> int:
     if population.reset == "zero":
         return 0
     p, least = population, population.threshold + 1
-    first = max(1, min(least >> p.payload_shift, p.payload_max))
+    first = int(payload(p, np.array(least)))
     # The others begin at v = s 2^g, where v - rho s is linear in s: one of its ends is the lowest.
     others = [s for s in (first + 1, p.payload_max) if first < s <= p.payload_max]
     return min(v - p.reset_amount * s for s, v in [(first, least), *((s, s << p.payload_shift) for s in others)])
@@ -99,7 +96,7 @@ def _highest_charged(population: Population, most: int, steps: int) -> int:
     lost = {"subtract": p.reset_amount, "zero": p.v_max * 2, "none": 0}[p.reset]
     highest = kept = p.v_init
     for _ in range(steps):
-        charged = (abs(kept) * (DECAY_ONE - p.dv) // DECAY_ONE) * (1 if kept >= 0 else -1) + most
+        charged = decay_integer(kept, p.dv) + most
         highest = max(highest, charged)
         following = charged if not p.spikes or charged <= p.threshold else max(p.threshold, charged - lost)
         if following == kept:

@@ -61,9 +61,8 @@ DECAY_ONE = 4096  # decays are 12-bit fractions: du = 4096 forgets everything, d
 MAX_STEPS = 2**20
 WEIGHTED_COUNT_ONE = 2**20  # weight of a spike at the last step in a weighted count
 
-MAX_PAYLOAD = (
-    2**23
-)  # of graded spikes and inputs: 24 bits with sign, as s_out in lava-nc 0.10.0, lava/proc/graded/models.py
+# Of graded spikes and inputs: 24 bits with sign, as s_out in lava-nc 0.10.0, lava/proc/graded/models.py.
+MAX_PAYLOAD = 2**23
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 

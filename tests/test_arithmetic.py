@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lapilli.arithmetic import decay, fan_out, neuron_step, saturate, synapse_sum, wrap
+from lapilli.arithmetic import decay, decay_integer, fan_out, neuron_step, saturate, synapse_sum, wrap
 from lapilli.network import Conv2d, Dense, Population, Scale
 
 states = st.integers(-(2**31), 2**31)
@@ -17,6 +17,7 @@ states = st.integers(-(2**31), 2**31)
 @given(states, st.integers(0, 4096))
 def test_decay_truncates_toward_zero(x, d):
     assert int(decay(np.int64(x), d)) == math.trunc(Fraction(x * (4096 - d), 4096))
+    assert decay_integer(x, d) == math.trunc(Fraction(x * (4096 - d), 4096))
 
 
 @given(states, st.integers(2, 32))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ...arithmetic import neuron_step, saturate, wrap
+from ...arithmetic import decay_integer, neuron_step, saturate, wrap
 from ...bounds import lowest_after_reset
 from ...network import DECAY_ONE, IntArray, Population, Shape
 from .packing import Layout
@@ -130,8 +130,8 @@ def reach_of(population: Population, drive: Array, state: State) -> Reach:
     u, v = [u_low, u_high], [v_low, v_high]
     for _ in range(len(drive)):
         before = (u_low, u_high, v_low, v_high)
-        u_low, u_high = _kept(u_low, p.du) + low, _kept(u_high, p.du) + high
-        v_low, v_high = _kept(v_low, p.dv) + u_low + b_low, _kept(v_high, p.dv) + u_high + b_high
+        u_low, u_high = decay_integer(u_low, p.du) + low, decay_integer(u_high, p.du) + high
+        v_low, v_high = decay_integer(v_low, p.dv) + u_low + b_low, decay_integer(v_high, p.dv) + u_high + b_high
         u += (u_low, u_high)
         v += (v_low, v_high)
         if p.spikes and v_high > p.threshold:
@@ -142,12 +142,6 @@ def reach_of(population: Population, drive: Array, state: State) -> Reach:
         if (u_low, u_high, v_low, v_high) == before:
             break
     return Reach(min(u), max(u), min(v), max(v))
-
-
-def _kept(x: int, d: int) -> int:
-    """:func:`lapilli.arithmetic.decay` of one Python integer."""
-    kept = abs(x) * (DECAY_ONE - d) // DECAY_ONE
-    return kept if x >= 0 else -kept
 
 
 def _steps(
