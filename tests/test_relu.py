@@ -21,6 +21,8 @@ from lapilli.train.config import ReluConfig
 from lapilli.train.logs import TrainingLog
 from lapilli.train.relu import ReluNetwork, _Percentile, to_spikes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BLOCKS = [
     {"type": "conv", "channels": 4, "padding": 1},
     {"type": "pool", "size": 3, "stride": 2, "padding": 1},
@@ -29,14 +31,6 @@ BLOCKS = [
     {"type": "pool", "size": "all", "neurons": True},
     {"type": "linear", "bias": True},
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(neuron="if", **more):

@@ -17,6 +17,8 @@ from lapilli.train.checkpoint import METADATA_KEY, load, save
 from lapilli.train.data import shift
 from lapilli.train.loop import learning_rate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = [
     {"type": "conv", "channels": 4, "padding": 1},
     {"type": "pool"},
@@ -28,14 +30,6 @@ CONFIGS = {
     "sgd": TrainConfig(epochs=4, batch_size=32, warmup_iterations=5, seed=3, gradient_clip=5.0),
     "adamw": TrainConfig(epochs=4, batch_size=32, warmup_iterations=5, seed=3, optimizer="adamw", learning_rate=0.01),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

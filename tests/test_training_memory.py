@@ -7,7 +7,6 @@ figures are the same on every machine.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,8 @@ from lapilli.train.representation import scores
 
 WIDTH, SIDE, BATCH = 8, 8, 32
 STEPS, WAYS = (4, 16, 32), ("steps", "representation")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = [
     {"type": "conv", "channels": WIDTH, "padding": 1, "neurons": False, "batch_norm": False},
     {"type": "block", "channels": WIDTH},
@@ -72,14 +73,6 @@ def measured(way: str, steps: int) -> tuple[int, int]:
         loss.backward()
     assert all(p.grad is not None for p in model.parameters())
     return kept, alive.peak
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # of many small operations; more threads would wait for each other
-    yield
-    torch.set_num_threads(before)
 
 
 def test_memory_has_no_time_axis(monkeypatch: pytest.MonkeyPatch) -> None:
