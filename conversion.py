@@ -144,13 +144,14 @@ def convert_checkpoint(
         said = {"recipe": recipe.provenance(), "method": f"{recipe.method}, then bit-true fine-tuning"}
         return Converted(trained.to_network({**trained.network.metadata, **said}))
     data = load_data(recipe.data, recipe.network.steps)
+    calibration = data.train.calibration()
     model = build(recipe.network, data.shape, data.n_classes, seed=recipe.train.seed)
     model.load_state_dict(found.kept)
     folded = lower(model.double(), name=recipe.name, labels=data.labels, reset=recipe.quantize.reset)
     config = recipe.quantize if bits is None else recipe.quantize.model_copy(update={"weight_bits": bits})
     yardstick = folded
     if max_loss is None:  # the search calibrates for itself, at every width
-        folded, config = calibrate(folded, config, data.train.calibration(), execute=find("fast"))
+        folded, config = calibrate(folded, config, calibration, execute=find("fast"))
     measured, search = None, None
     if report or max_loss is not None:
         from .export.bit_search import mixed_precision
@@ -162,13 +163,13 @@ def convert_checkpoint(
             choosing, judged = judged.take(slice(0, None, 2)), judged.take(slice(1, None, 2))
             search = mixed_precision(
                 folded, config, choosing.values(), choosing.y,
-                calibration=data.train.calibration(), execute=fast, max_loss=max_loss, candidates=widths,
+                calibration=calibration, execute=fast, max_loss=max_loss, candidates=widths,
             )  # fmt: skip
             folded, config = search.folded, search.config
         if report:
-            made = quantize_with_latent(folded, config, data.train.calibration())
+            made = quantize_with_latent(folded, config, calibration)
             measured = quantization_report(yardstick, config, judged.values(), judged.y, made=made, execute=fast)
-    network = quantize_with_latent(folded, config, data.train.calibration()).network
+    network = quantize_with_latent(folded, config, calibration).network
     metadata = {**network.metadata, "recipe": recipe.provenance(), "method": f"{recipe.method}, quantized"}
     return Converted(BitTrueNetwork(network).to_network(metadata), (), measured, search)
 

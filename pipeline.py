@@ -230,8 +230,9 @@ def train_recipe(
 
         with narrator.stage("fold and quantize") as stage:
             folded = lower(model.cpu().double(), name=recipe.name, labels=data.labels, reset=recipe.quantize.reset)
-            folded, quantizing = calibrate(folded, recipe.quantize, data.train.calibration(), execute=find("fast"))
-            made = quantize_with_latent(folded, quantizing, calibration=data.train.calibration())
+            calibration = data.train.calibration()
+            folded, quantizing = calibrate(folded, recipe.quantize, calibration, execute=find("fast"))
+            made = quantize_with_latent(folded, quantizing, calibration=calibration)
             bit_true = BitTrueNetwork(
                 made.network, made.latent, executor=find("fast"), mixed_precision=recipe.bit_true.mixed_precision
             )

@@ -42,6 +42,7 @@ from ..network import (
     Connection,
     Conv2d,
     Dense,
+    IntArray,
     Network,
     Population,
     Scale,
@@ -384,7 +385,7 @@ class BitTrueNetwork(nn.Module):
         assert self.network.readout is not None
         means = torch.is_grad_enabled() and self.gradient == "dsr"
         if self.executor is not None and x.device.type == "cpu" and (not means or tells_means(self.network)):
-            network, encoded = self._with(weights, biases), self.encode(x).to(torch.int64).numpy()
+            network, encoded = self._with(weights, biases), self._encoded(x)
             recording = self.executor(network, encoded)
             found = outcome(network, encoded, recording) if means else seen(recording)
             if found is not None:
@@ -423,6 +424,10 @@ class BitTrueNetwork(nn.Module):
         scale, zero = (torch.tensor(a, device=x.device) for a in (given.scale, given.zero))
         return torch.round((real - zero) / scale).clamp(given.low, given.high)
 
+    def _encoded(self, x: Tensor) -> IntArray:
+        """:meth:`encode`, as an executor takes it."""
+        return self.encode(x).to(torch.int64).numpy()
+
     @torch.no_grad()
     def record(self, x: Tensor, trace: Collection[str] = ()) -> Recording:
         """Spikes of every population for a batch, from the present integers; as an executor gives them."""
@@ -433,7 +438,7 @@ class BitTrueNetwork(nn.Module):
     def spike_rates(self, x: Tensor) -> dict[str, float]:
         """Mean spikes per neuron and step of every spiking population for a batch."""
         if self.executor is not None and x.device.type == "cpu":
-            recording = self.executor(self.to_network(), self.encode(x).to(torch.int64).numpy())
+            recording = self.executor(self.to_network(), self._encoded(x))
         else:
             recording = self.record(x)
         return {name: float(spikes.mean()) for name, spikes in recording.spikes.items()}
