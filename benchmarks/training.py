@@ -1,11 +1,12 @@
 """Time and memory of one training step: gradients at the level of the representation against autograd over all steps.
 
     python benchmarks/training.py [--architecture preact-resnet18] [--steps 5 10 20] [--batch 32] [--repeats 3]
-                                  [--threads 2] [--clock wall]
+                                  [--threads 2] [--clock wall] [--channels-last]
 
 Ways to the same gradients: autograd over all steps, with our neurons and, where it is installed, with SpikingJelly's
-DSR neuron (which keeps the currents of all steps, as the official code does); and the representation. One more leaves
-the covariance out, which is not exact. Each way runs in a process of its own, and in every turn each does one step.
+DSR neuron (which keeps the currents of all steps, as the official code does); and the representation. Two more are not
+exact: with the gradients' convolutions in bfloat16 (``train.mixed_precision``), and without the covariance. Each way
+runs in a process of its own, and in every turn each does one step.
 Ratios are medians over the turns, against all steps with our neurons. Memory: the largest resident size of the process
 (``ru_maxrss``) less that of a process that did nothing but import; the weights and their gradients are in it.
 "Off by": norm of the difference from the gradient of all steps, relative to that gradient's norm (float32).
@@ -38,7 +39,7 @@ from lapilli.train.model import SpikingSequential, build
 from lapilli.train.neurons import IFNeuron
 from lapilli.train.representation import scores
 
-WAYS = ("all steps", "spikingjelly", "representation", "without covariance")
+WAYS = ("all steps", "spikingjelly", "representation", "bfloat16 products", "without covariance")
 
 
 def with_spikingjelly(model: SpikingSequential) -> SpikingSequential:
@@ -70,6 +71,8 @@ def work(way: str, frozen: bool, steps: int, given: argparse.Namespace) -> None:
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     config = NetworkConfig(architecture=given.architecture, width=given.width, steps=steps, threshold=1.0)
     model = build(config, (3, 32, 32), 10)
+    if given.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if frozen:
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -78,6 +81,7 @@ def work(way: str, frozen: bool, steps: int, given: argparse.Namespace) -> None:
         "all steps": model,
         "spikingjelly": model,
         "representation": partial(scores, model),
+        "bfloat16 products": partial(scores, model, products=torch.bfloat16),
         "without covariance": partial(scores, model, covariance=False),
     }[way]
     if way == "spikingjelly":
@@ -91,7 +95,8 @@ def work(way: str, frozen: bool, steps: int, given: argparse.Namespace) -> None:
         seconds = clock() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if line.strip():
-            save_file({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, line.strip())
+            gradients = {name: p.grad.contiguous() for name, p in model.named_parameters() if p.grad is not None}
+            save_file(gradients, line.strip())
         print(json.dumps({"seconds": seconds, "gib": (peak - idle) / 2**20}), flush=True)
 
 
@@ -103,7 +108,7 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 def compare(steps: int, frozen: bool, given: argparse.Namespace) -> None:
     """Print the rows of one number of steps and one kind of batch normalization."""
-    ways = [w for w in WAYS if (w != WAYS[3] or not frozen) and (w != WAYS[1] or find_spec("spikingjelly"))]
+    ways = [w for w in WAYS if (w != WAYS[-1] or not frozen) and (w != WAYS[1] or find_spec("spikingjelly"))]
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -145,6 +150,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of images, instead of first")
     parser.add_argument("--norm", nargs="+", choices=("training", "frozen"), default=["training", "frozen"])
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -170,7 +170,50 @@ def test_networks_in_channels_last_format_keep_their_spikes(monkeypatch):
     x = torch.randn(5, 3, 2, 6, 6, generator=torch.Generator().manual_seed(1))
     expected = copy.deepcopy(model)(x)
     monkeypatch.setattr(frames, "PIECE_BYTES", 1)
+    weighed: list[tuple[int, bool]] = []
+    weigh = frames._weigh
+
+    def watch(weights, x, *channels):
+        if x.ndim == 4:
+            weighed.append((x.shape[1], x.is_contiguous(memory_format=torch.channels_last)))
+        return weigh(weights, x, *channels)
+
+    monkeypatch.setattr(frames, "_weigh", watch)
     assert torch.equal(scores(model, x), expected)
+    assert weighed
+    assert all(last for channels, last in weighed if channels > 2)  # the input's 2 channels come as they are
+
+
+@pytest.mark.parametrize("neuron", ["if", "lif"])
+@pytest.mark.parametrize("layers", ["conv", "blocks", "no norm"])
+def test_products_in_bfloat16_change_gradients_a_little_and_no_spike(layers, neuron):
+    model = _model(NETWORKS[layers], 3, neuron=neuron).float()
+    x = torch.randn(5, 4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    out, exact, buffers = _gradients(copy.deepcopy(model), x, scores)
+    rough_out, rough, rough_buffers = _gradients(
+        copy.deepcopy(model), x, lambda m, x: scores(m, x, products=torch.bfloat16)
+    )
+    assert torch.equal(out, rough_out)
+    assert all(torch.equal(buffers[name], rough_buffers[name]) for name in buffers)
+    assert any(not torch.equal(exact[name], rough[name]) for name in exact)
+    for name, gradient in exact.items():
+        assert rough[name].dtype == torch.float32
+        assert (gradient - rough[name]).norm() <= 0.03 * gradient.norm() + 1e-4, name
+
+
+def test_the_loop_takes_the_products_of_the_backward_pass_in_bfloat16():
+    rng = np.random.default_rng(0)
+    data = Split(rng.random((12, 2, 6, 6), np.float32), rng.integers(0, 3, 12))
+    weights, losses = [], []
+    for mixed_precision in (False, True):
+        model = _model(NETWORKS["blocks"], 1, neuron="if").float()
+        settings = {"epochs": 1, "batch_size": 12, "warmup_iterations": 0, "learning_rate": 0.01}
+        history = fit(model, data, TrainConfig.model_validate(settings | {"mixed_precision": mixed_precision}))
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        losses.append(history.epochs[0].loss)
+    assert losses[0] == losses[1]
+    assert not torch.equal(*weights)
+    assert torch.allclose(*weights, rtol=0, atol=1e-3)
 
 
 @settings(max_examples=20, deadline=None)

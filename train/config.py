@@ -498,7 +498,9 @@ class TrainConfig(Section):
         "times faster; the remaining ones with spikes",
     )
     mixed_precision: bool = Field(
-        default=False, description="bfloat16 products in the rate epochs; never where there are spikes, it changes them"
+        default=False,
+        description="bfloat16 products in the rate epochs, and in the gradients' convolutions of the others where the "
+        "backward pass is at the level of the representation; never in what makes spikes, it changes them",
     )
     freeze_norm: bool = Field(
         default=False,

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .neurons import Neuron, mean_over_steps
-from .spike_bits import ALL, Part, SpikeBits, empty
+from .spike_bits import ALL, Part, SpikeBits, empty, layout
 
 Weights: TypeAlias = "nn.Conv2d | nn.Linear"
 Norm: TypeAlias = "nn.BatchNorm1d | nn.BatchNorm2d"
@@ -50,12 +50,15 @@ class Window:
         Of the neurons, for weighted means.
     covariance : bool
         Whether weights before a batch normalization get their exact gradient.
+    products : torch.dtype, optional
+        Of the gradients' convolutions; that of the values where it is left out.
     """
 
     steps: int
     batch: int
     beta: float
     covariance: bool
+    products: torch.dtype | None = None
     _workspace: Tensor | None = field(default=None, repr=False)
 
     def by_step(self, x: Tensor) -> Tensor:
@@ -70,8 +73,7 @@ class Window:
             self._workspace = None  # let go of it first
             self._workspace = like.new_empty(size)
         flat = self._workspace[:size]
-        empty_like = empty((0, *shape[1:]), like.dtype, like)
-        if empty_like.is_contiguous():
+        if layout(like, len(shape)) == torch.contiguous_format:
             return flat.view(shape)
         return flat.view(shape[0], *shape[2:], channels).movedim(-1, 1)
 
@@ -407,14 +409,16 @@ class Weighted(Frames):
             self._covariance = torch.zeros_like(self._weights.weight)
             self._bias_covariance = deviation.new_zeros(self.shape[0])
         assert self._bias_covariance is not None
-        self._covariance[channels] += _to_weight(self._weights, self._source.at((samples, ALL)), deviation, channels)
+        inputs, products = self._source.at((samples, ALL)), self.window.products
+        self._covariance[channels] += _to_weight(self._weights, inputs, deviation, products, channels)
         self._bias_covariance[channels] += over_channels(deviation)
 
     def _make_carrier(self) -> Tensor:
         weights, source = self._weights, self._source
         covariances = (self._covariance, self._bias_covariance)
         self._covariance = None
-        inputs = (source.carrier, weights.weight, weights.bias, weights, source.mean(), self.shape, *covariances)
+        parameters = (weights.weight, weights.bias, weights)
+        inputs = (source.carrier, *parameters, source.mean(), self.shape, self.window.products, *covariances)
         carrier, self._probe = cast("Any", _Sums.apply(*inputs))
         return carrier
 
@@ -432,26 +436,35 @@ def over_channels(x: Tensor) -> Tensor:
     return x.sum([0, *range(2, x.ndim)])
 
 
-def _to_weight(weights: Weights, inputs: Tensor, sums: Tensor, channels: slice = ALL) -> Tensor:
+def _to_weight(
+    weights: Weights, inputs: Tensor, sums: Tensor, products: torch.dtype | None, channels: slice = ALL
+) -> Tensor:
     """``sum_b sums[b] (x) inputs[b]``: the gradient of weights whose sums have the gradient ``sums``."""
     if isinstance(weights, nn.Linear):
         return sums.flatten(0, -2).T @ inputs.flatten(0, -2)
-    return _convolution_backward(weights, inputs, sums, (False, True, False), channels)[1]
+    return _convolution_backward(weights, inputs, sums, (False, True, False), products, channels)[1]
 
 
-def _to_input(weights: Weights, weight: Tensor, inputs: Tensor, sums: Tensor) -> Tensor:
+def _to_input(weights: Weights, weight: Tensor, inputs: Tensor, sums: Tensor, products: torch.dtype | None) -> Tensor:
     if isinstance(weights, nn.Linear):
         return sums @ weight
-    return _convolution_backward(weights, inputs, sums, (True, False, False))[0]
+    return _convolution_backward(weights, inputs, sums, (True, False, False), products)[0]
 
 
 def _convolution_backward(
-    conv: nn.Conv2d, inputs: Tensor, sums: Tensor, wanted: tuple[bool, bool, bool], channels: slice = ALL
-) -> Any:
-    return torch.ops.aten.convolution_backward(
-        sums, inputs, conv.weight.detach()[channels], None, conv.stride, conv.padding, conv.dilation, False, [0, 0],
-        conv.groups, wanted,
-    )  # fmt: skip
+    conv: nn.Conv2d,
+    inputs: Tensor,
+    sums: Tensor,
+    wanted: tuple[bool, bool, bool],
+    products: torch.dtype | None,
+    channels: slice = ALL,
+) -> list[Any]:
+    dtype = sums.dtype
+    tensors = (t.to(products or dtype) for t in (sums, inputs, conv.weight.detach()[channels]))
+    found = torch.ops.aten.convolution_backward(
+        *tensors, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, wanted
+    )
+    return [None if g is None else g.to(dtype) for g in found]
 
 
 class _Sums(torch.autograd.Function):
@@ -466,11 +479,12 @@ class _Sums(torch.autograd.Function):
         weights: Weights,
         mean: Value,
         shape: tuple[int, ...],
+        products: torch.dtype | None,
         covariance: Tensor | None,
         bias_covariance: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(weight, covariance, bias_covariance)
-        ctx.weights, ctx.mean, ctx.has_bias = weights, mean, bias is not None
+        ctx.weights, ctx.mean, ctx.products, ctx.has_bias = weights, mean, products, bias is not None
         return _zeros((len(carrier), *shape), carrier), weight.new_zeros(len(weight))
 
     @staticmethod
@@ -478,16 +492,16 @@ class _Sums(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, probe: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, covariance, bias_covariance = ctx.saved_tensors
         mean = ctx.mean()
-        to_weight = _to_weight(ctx.weights, mean, grad)
+        to_weight = _to_weight(ctx.weights, mean, grad, ctx.products)
         if covariance is not None:
             to_weight += covariance.mul_(probe.view(-1, *[1] * (weight.ndim - 1)))
-        to_input = _to_input(ctx.weights, weight, mean, grad) if ctx.needs_input_grad[0] else None
+        to_input = _to_input(ctx.weights, weight, mean, grad, ctx.products) if ctx.needs_input_grad[0] else None
         to_bias = None
         if ctx.has_bias:
             to_bias = over_channels(grad)
             if bias_covariance is not None:
                 to_bias += probe * bias_covariance
-        return to_input, to_weight, to_bias, *[None] * 5
+        return to_input, to_weight, to_bias, *[None] * 6
 
 
 class TrainedNorm(Frames):

@@ -338,7 +338,8 @@ def _forward(model: nn.Module, config: TrainConfig, epoch: int) -> Forward:
         return model
     if config.backward == "auto" and representation.obstacle(model) is not None:
         return model
-    return partial(representation.scores, model, covariance=config.backward != "approximate")
+    products = torch.bfloat16 if config.mixed_precision else None
+    return partial(representation.scores, model, covariance=config.backward != "approximate", products=products)
 
 
 def _rate_scores(model: SpikingSequential, mixed_precision: bool, x: Tensor) -> Tensor:

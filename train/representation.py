@@ -216,7 +216,9 @@ class _Pass:
         return Spikes(self.window, bits, amplitude, carrier)
 
 
-def scores(model: SpikingSequential, x: Tensor, *, covariance: bool = True) -> Tensor:
+def scores(
+    model: SpikingSequential, x: Tensor, *, covariance: bool = True, products: torch.dtype | None = None
+) -> Tensor:
     """Class scores of a network, with the graph of its backward pass at the level of the representation.
 
     Parameters
@@ -226,6 +228,8 @@ def scores(model: SpikingSequential, x: Tensor, *, covariance: bool = True) -> T
     covariance : bool
         Whether the weights' gradients have the term ``(c / sigma) cov`` of batch normalization. Without it, training
         is faster and gradients are no longer exact.
+    products : torch.dtype, optional
+        Take the convolutions of the gradients in this type, ``torch.bfloat16`` for one. It changes no spike.
 
     Returns
     -------
@@ -242,7 +246,8 @@ def scores(model: SpikingSequential, x: Tensor, *, covariance: bool = True) -> T
     constant = x.ndim == len(model.input_shape) + 1
     if len({n.beta for n in neurons}) > 1:
         raise UnsupportedError("train.backward: neurons of different time constants; use train.backward = 'steps'")
-    window = Window(model.steps, x.shape[0 if constant else 1], neurons[0].beta if neurons else 1.0, covariance)
+    beta = neurons[0].beta if neurons else 1.0
+    window = Window(model.steps, x.shape[0 if constant else 1], beta, covariance, products)
     out = _Pass(window, last).run(model.layers, x if constant else x.flatten(0, 1), constant)
     end = neurons[-1] if neurons else None
     return mean_over_steps(out, model.steps, end.beta) if isinstance(end, Neuron) else out
