@@ -95,6 +95,8 @@ def _load(data: str, section: dict[str, Any], split: str, steps: int, limit: int
     except ValidationError as error:
         wrong = "; ".join(f"data.{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
         raise DataError(f"data {data}: the network's recipe is not one that this lapilli reads ({wrong})") from None
+    # Images are decoded when they are chosen, not all of both splits.
+    config = config.model_copy(update={"memory": 0.0})
     chosen = getattr(load(config, steps), split or "test").take(slice(limit))
     return Samples(data, chosen.values(), chosen.y)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -136,6 +137,8 @@ def _lost(backend: Backend, numbers: list[int]) -> ExecutionError:
 
 def _joblib(backend: Backend, function: Task, shared: Any, items: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
     joblib = _package("joblib")
+    # Who interrupts knows it, whenever the results that nobody waits for are collected.
+    warnings.filterwarnings("ignore", message=".*(still being processed|successfully executed)", category=UserWarning)
     waiting = dict(items)
     deaths = dict.fromkeys(items, 0)
     while waiting:

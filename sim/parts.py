@@ -22,7 +22,18 @@ from ..network import Network
 from ..scale.backends import Backend
 from ..scale.kept import Kept, digest_of
 from .executors import find
-from .simulation import Progress, Quantity, Run, batch_size, batches, count_samples, simulate, wanted_quantities
+from .simulation import (
+    Counts,
+    Progress,
+    Quantity,
+    Run,
+    batch_size,
+    batches,
+    count_dtype,
+    count_samples,
+    simulate,
+    wanted_quantities,
+)
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -132,7 +143,7 @@ def packed(run: Run) -> Arrays:
         value = getattr(run, field.name)
         if field.name in _TOTALS:
             head[field.name] = value
-        elif isinstance(value, dict):
+        elif isinstance(value, Mapping):
             head[field.name] = list(value)
             arrays |= {f"{field.name}/{i}": _narrow(array) for i, array in enumerate(value.values())}
         elif isinstance(value, np.ndarray):
@@ -158,7 +169,9 @@ def _together(net: Network, engine: str, parts: list[Arrays]) -> Run:
         return {name: [part[f"{field}/{i}"] for part in parts] for i, name in enumerate(heads[0][field])}
 
     def joined(field: str) -> dict[str, Any]:
-        def dtype(name: str) -> type[np.integer[Any]]:
+        def dtype(name: str) -> Any:
+            if field == "counts":
+                return count_dtype(net)
             return net.population(name).spike_dtype if field == "spikes" else np.int64
 
         return {name: np.concatenate(a, _PER_SAMPLE[field]).astype(dtype(name)) for name, a in by_name(field).items()}
@@ -173,6 +186,7 @@ def _together(net: Network, engine: str, parts: list[Arrays]) -> Run:
         return np.concatenate([part[field] for part in parts]).astype(np.int64)
 
     rest: dict[str, Any] = {field: joined(field) for field in _PER_SAMPLE}
+    rest["counts"] = Counts(rest["counts"])
     rest |= {field: summed(field) for field in _SUMMED}
     rest |= {field: totals(field) for field in _TOTALS}
     return Run(

@@ -56,8 +56,9 @@ class Run:
     steps, n_samples : int
     seconds : float
         Wall-clock time of the executor and the counting.
-    counts : dict of int64 [B, *shape]
+    counts : mapping of int64 [B, *shape]
         Spikes of each neuron over the window, by population (those that spike); a graded spike is one.
+        :class:`Counts`: asking for one population makes its array.
     payloads : dict of int64 [B, *shape]
         What the graded spikes of each neuron carried together over the window, by population (those that send such).
     input_events : int64 [B]
@@ -86,7 +87,7 @@ class Run:
     steps: int
     n_samples: int
     seconds: float
-    counts: dict[str, IntArray]
+    counts: Mapping[str, IntArray]
     input_events: IntArray
     events: dict[str, IntArray]
     events_per_step: dict[str, IntArray]
@@ -119,7 +120,10 @@ class Run:
     @property
     def rates(self) -> dict[str, float]:
         """Mean spikes per neuron per step by population, over all samples."""
-        return {name: float(counts.mean()) / self.steps for name, counts in self.counts.items()}
+        return {
+            name: float(self.events[name].sum() / (self.n_samples * self.events[name].size)) / self.steps
+            for name in self.counts
+        }
 
     @property
     def spike_totals(self) -> dict[str, int]:
@@ -320,6 +324,30 @@ def _summed(events: npt.NDArray[np.uint8], axis: int) -> IntArray:
     return events.sum(axis=axis, dtype=dtype).astype(np.int64)
 
 
+def count_dtype(net: Network) -> np.dtype[Any]:
+    """The narrowest type for spikes of one neuron over the window: they are kept for every neuron and sample."""
+    return np.min_scalar_type(net.steps)
+
+
+class Counts(Mapping[str, IntArray]):
+    """Arrays by name, kept in the narrow type that they come in and int64 where they are asked for."""
+
+    def __init__(self, kept: Mapping[str, npt.NDArray[Any]]):
+        self._kept = dict(kept)
+
+    def __getitem__(self, name: str) -> IntArray:
+        """A new array."""
+        return self._kept[name].astype(np.int64)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names."""
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._kept)
+
+
 class _Tally:
     """Counts of the batches so far."""
 
@@ -331,7 +359,7 @@ class _Tally:
             c.name: fan_out(c.synapse, net.shape_of(c.source), net.shape_of(c.target)).ravel() for c in net.connections
         }
         self.recorded: dict[tuple[str, Quantity], list[npt.NDArray[Any]]] = {}
-        self.counts: dict[str, list[IntArray]] = {p.name: [] for p in net.populations if p.spikes}
+        self.counts: dict[str, list[npt.NDArray[Any]]] = {p.name: [] for p in net.populations if p.spikes}
         self.payloads: dict[str, list[IntArray]] = {p.name: [] for p in net.populations if p.graded}
         self.input_events: list[IntArray] = []
         self.scores: list[IntArray] = []
@@ -352,7 +380,7 @@ class _Tally:
                 self.payloads[name].append(spikes.sum(axis=0, dtype=np.int64))
                 spikes = (spikes != 0).view(np.uint8)
             per_neuron = _summed(spikes, axis=0)
-            counts.append(per_neuron)
+            counts.append(per_neuron.astype(count_dtype(self.net)))
             self._count_events(name, per_neuron, _summed(spikes, axis=1))
         for name, quantities in self.wanted.items():
             for q in quantities:
@@ -401,7 +429,7 @@ class _Tally:
             steps=self.net.steps,
             n_samples=self.n_samples,
             seconds=seconds,
-            counts={name: np.concatenate(parts) for name, parts in self.counts.items()},
+            counts=Counts({name: np.concatenate(parts) for name, parts in self.counts.items()}),
             payloads={name: np.concatenate(parts) for name, parts in self.payloads.items()},
             input_events=np.concatenate(self.input_events),
             events=self.events,

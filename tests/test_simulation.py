@@ -18,7 +18,28 @@ from lapilli.recording import at_every_step
 from lapilli.sim import executors, simulate
 from lapilli.sim.equivalence.synapse_faults import fan_in
 from lapilli.sim.reference import reference
+from lapilli.sim.simulation import count_dtype
 from strategies import networks_with_input
+
+
+def _one_neuron(steps):
+    one = np.ones((1, 1), np.int8)
+    return Network(
+        name="n",
+        steps=steps,
+        input=Input(shape=(1,), low=0, high=1),
+        populations=(Population(name="p", shape=(1,), threshold=0, reset="subtract", reset_amount=1),),
+        connections=(Connection(name="c", source=INPUT, target="p", synapse=Dense(one)),),
+    )
+
+
+@pytest.mark.parametrize(("steps", "size"), [(255, 1), (256, 2), (70_000, 4)])
+def test_counts_are_kept_narrow_and_never_wrap(steps, size):
+    net = _one_neuron(steps)
+    run = simulate(net, np.ones((3, 1), np.int64))
+    assert run.counts["p"].tolist() == [[steps]] * 3
+    assert run.counts["p"].dtype == np.int64
+    assert count_dtype(net).itemsize == size
 
 
 @settings(max_examples=50, deadline=None)
