@@ -163,7 +163,7 @@ def summarize(network: Network) -> Summary:
             i.low,
             i.high,
             (float(i.scale.min()), float(i.scale.max())),
-            (float(i.zero.min()) + 0.0, float(i.zero.max()) + 0.0),
+            (float(i.zero.min()) + 0.0, float(i.zero.max()) + 0.0),  # no negative zero is shown
         ),
         populations=populations,
         connections=connections,

@@ -29,7 +29,6 @@ from .simulation import (
     Run,
     batch_size,
     batches,
-    count_dtype,
     count_samples,
     simulate,
     wanted_quantities,
@@ -41,7 +40,6 @@ PARTS = 64  # a data set is cut into about so many, small enough to be lost and 
 SMALLEST_PART = 16  # samples
 
 _PER_SAMPLE = {
-    "counts": 0,
     "payloads": 0,
     "synops": 0,
     "spikes": 1,
@@ -169,9 +167,7 @@ def _together(net: Network, engine: str, parts: list[Arrays]) -> Run:
         return {name: [part[f"{field}/{i}"] for part in parts] for i, name in enumerate(heads[0][field])}
 
     def joined(field: str) -> dict[str, Any]:
-        def dtype(name: str) -> Any:
-            if field == "counts":
-                return count_dtype(net)
+        def dtype(name: str) -> type[np.integer[Any]]:
             return net.population(name).spike_dtype if field == "spikes" else np.int64
 
         return {name: np.concatenate(a, _PER_SAMPLE[field]).astype(dtype(name)) for name, a in by_name(field).items()}
@@ -186,7 +182,6 @@ def _together(net: Network, engine: str, parts: list[Arrays]) -> Run:
         return np.concatenate([part[field] for part in parts]).astype(np.int64)
 
     rest: dict[str, Any] = {field: joined(field) for field in _PER_SAMPLE}
-    rest["counts"] = Counts(rest["counts"])
     rest |= {field: summed(field) for field in _SUMMED}
     rest |= {field: totals(field) for field in _TOTALS}
     return Run(
@@ -195,6 +190,7 @@ def _together(net: Network, engine: str, parts: list[Arrays]) -> Run:
         steps=net.steps,
         n_samples=sum(head["n_samples"] for head in heads),
         seconds=sum(head["seconds"] for head in heads),
+        counts=Counts({name: np.concatenate(arrays) for name, arrays in by_name("counts").items()}),  # narrow as packed
         input_events=end_to_end("input_events"),
         scores=end_to_end("scores") if "scores" in parts[0] else None,
         **rest,

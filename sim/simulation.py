@@ -121,8 +121,8 @@ class Run:
     def rates(self) -> dict[str, float]:
         """Mean spikes per neuron per step by population, over all samples."""
         return {
-            name: float(self.events[name].sum() / (self.n_samples * self.events[name].size)) / self.steps
-            for name in self.counts
+            name: spikes / (self.n_samples * self.events[name].size) / self.steps
+            for name, spikes in self.spike_totals.items()
         }
 
     @property

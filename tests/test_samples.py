@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lapilli.errors import DataError
 from lapilli.network import Connection, Dense, Input, Network, Population, Readout
@@ -32,6 +33,18 @@ def test_the_split_is_the_one_of_the_networks_training():
     other = network(metadata={"recipe": {"data": {"name": "digits", "seed": 5, "test_fraction": 0.5}}})
     assert len(read_samples("digits", other).x) == 899
     assert not np.array_equal(read_samples("digits", other).x[:100], read_samples("digits", network()).x[:100])
+
+
+def test_only_images_that_are_chosen_are_decoded(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part / "one").mkdir(parents=True)
+        Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / part / "one" / "a.png")
+        (tmp_path / part / "one" / "b.png").write_bytes(b"no image")
+    trained = network((3, 4, 4), metadata={"recipe": {"data": {"name": "imagefolder"}}})
+    first = read_samples(str(tmp_path), trained, limit=1)
+    assert first.x[:, :, 0, 0].tolist() == [[1, 0, 0]]
+    with pytest.raises(DataError, match=r"b\.png: not an image that can be decoded"):
+        read_samples(str(tmp_path), trained)
 
 
 def test_a_folder_is_read_as_the_recipe_says(tmp_path):
