@@ -1,7 +1,7 @@
 """Time and memory of one training step: gradients at the level of the representation against autograd over all steps.
 
     python benchmarks/training.py [--architecture preact-resnet18] [--steps 5 10 20] [--batch 32] [--repeats 3]
-                                  [--threads 2] [--clock wall] [--channels-last]
+                                  [--threads 2] [--clock wall] [--channels-last] [--stem imagenet --size 112]
 
 Ways to the same gradients: autograd over all steps, with our neurons and, where it is installed, with SpikingJelly's
 DSR neuron (which keeps the currents of all steps, as the official code does); and the representation. Two more are not
@@ -69,8 +69,10 @@ def work(way: str, frozen: bool, steps: int, given: argparse.Namespace) -> None:
         import spikingjelly.activation_based.neuron as _  # noqa: F401  # pyright: ignore[reportMissingImports]
     clock = time.process_time if given.clock == "cpu" else time.perf_counter
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    config = NetworkConfig(architecture=given.architecture, width=given.width, steps=steps, threshold=1.0)
-    model = build(config, (3, 32, 32), 10)
+    config = NetworkConfig(
+        architecture=given.architecture, width=given.width, stem=given.stem, steps=steps, threshold=1.0
+    )
+    model = build(config, (3, given.size, given.size), 10)
     if given.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if frozen:
@@ -87,7 +89,7 @@ def work(way: str, frozen: bool, steps: int, given: argparse.Namespace) -> None:
     if way == "spikingjelly":
         with_spikingjelly(model)
     torch.manual_seed(0)
-    x, y = torch.randn(given.batch, 3, 32, 32), torch.randint(0, 10, (given.batch,))
+    x, y = torch.randn(given.batch, 3, given.size, given.size), torch.randint(0, 10, (given.batch,))
     for line in sys.stdin:
         start = clock()
         model.zero_grad()
@@ -145,6 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="preact-resnet18")
     parser.add_argument("--width", type=int, default=None)
+    parser.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar")
+    parser.add_argument("--size", type=int, default=32, help="of the square images")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
@@ -157,7 +161,8 @@ def main() -> None:
     if given.work:
         work(given.work[0], bool(given.work[1]), int(given.work[2]), given)
         return
-    print(f"{given.architecture}, batch {given.batch}, {given.threads} threads, {given.clock} time")
+    images = f"{given.size}x{given.size} pixels, batch {given.batch}"
+    print(f"{given.architecture}, {images}, {given.threads} threads, {given.clock} time")
     print(f"{'steps':5} {'batch norm':10}{'way':20}{'time':>10}{'':7}{'memory':>12}{'':7}  off by", flush=True)
     for steps in given.steps:
         for norm in given.norm:

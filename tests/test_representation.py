@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lapilli.errors import UnsupportedError
 from lapilli.train import frames
 from lapilli.train.config import NetworkConfig, TrainConfig
 from lapilli.train.data import Split
 from lapilli.train.loop import fit
-from lapilli.train.model import build
+from lapilli.train.model import SpikingSequential, build
+from lapilli.train.neurons import IFNeuron, LIFNeuron
 from lapilli.train.representation import obstacle, scores
 from lapilli.train.spike_bits import SpikeBits
 
@@ -38,6 +41,17 @@ NETWORKS = {
         {"type": "pool", "size": "all"},
         {"type": "linear", "batch_norm": False},
     ],
+    "shortcut norm": [
+        CONV,
+        {"type": "pool", "size": 3, "stride": 2, "padding": 1},
+        {"type": "block", "channels": 4, "bias": False, "shortcut_norm": True},
+        {"type": "block", "channels": 6, "stride": 2, "bias": False, "shortcut_norm": True},
+        {"type": "block", "channels": 6, "bias": False, "shortcut_norm": True},
+        {"type": "block", "channels": 5, "bias": True, "shortcut_norm": True},
+        {"type": "neurons"},
+        {"type": "linear", "batch_norm": False},
+    ],
+    "norms in a row": [CONV, {**CONV, "neurons": False, "bias": True}, {"type": "neurons"}, {"type": "linear"}],
 }
 
 
@@ -83,11 +97,43 @@ def _assert_equal(model, x):
 def test_gradients_are_those_of_all_steps(layers, neuron, readout, frozen, seed, reset, constant):
     model = _model(NETWORKS[layers], seed, neuron=neuron, readout=readout, reset=reset)
     for module in model.modules():
-        if frozen and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if frozen and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     frames = () if constant else (5,)
     x = torch.randn(*frames, 3, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     _assert_equal(model, x)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.7])
+@pytest.mark.parametrize("norms", ["after", "both", "three"])
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_gradients_through_pooled_sums_and_normalizations_in_a_row(norms, beta, seed):
+    """Of modules put together by hand: no recipe has pooling without neurons before it."""
+    torch.manual_seed(seed)
+
+    def neuron():
+        return IFNeuron(5, 1.0) if beta == 1.0 else LIFNeuron(5, 0.1, tau=-0.05 / math.log(beta))
+
+    layers = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        neuron(),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.Identity() if norms == "after" else nn.BatchNorm2d(6),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.BatchNorm2d(6),
+        nn.BatchNorm2d(6, affine=False) if norms == "three" else nn.Identity(),
+        neuron(),
+        nn.Flatten(),
+        nn.Linear(54, 3),
+        neuron(),
+    )
+    for norm in layers:
+        if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    model = SpikingSequential(layers, (2, 6, 6), 5, "rate").double()
+    _assert_equal(model, torch.randn(5, 3, 2, 6, 6, dtype=torch.float64))
 
 
 def test_without_the_covariance_only_weights_before_a_normalization_differ():
@@ -119,6 +165,12 @@ def test_an_obstacle_is_found_without_touching_the_network():
     assert obstacle(_model(NETWORKS["blocks"], 0, neuron="lif")) is None
 
 
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_the_residual_networks_of_the_paper_have_no_obstacle(stem):
+    config = NetworkConfig(architecture="preact-resnet18", stem=stem, width=2, steps=2)
+    assert obstacle(build(config, (3, 32, 32), 10)) is None
+
+
 def test_the_loop_trains_the_same_network_either_way():
     rng = np.random.default_rng(0)
     data = Split(rng.random((12, 2, 6, 6), np.float32), rng.integers(0, 3, 12))
@@ -145,13 +197,13 @@ def test_how_values_are_cut_changes_no_spike(neuron, dtype, monkeypatch):
     x = torch.randn(5, 3, 2, 6, 6, dtype=dtype, generator=torch.Generator().manual_seed(1))
     expected, gradients, buffers = _gradients(copy.deepcopy(model), x, lambda m, x: m(x))
     pieces: list[torch.Size] = []
-    correlate = frames.Weighted.correlate
+    correlate = frames.Weighted._correlate
 
-    def watch(self, part, deviation):
+    def watch(self, part, deviation, norm):
         pieces.append(deviation.shape)
-        correlate(self, part, deviation)
+        correlate(self, part, deviation, norm)
 
-    monkeypatch.setattr(frames.Weighted, "correlate", watch)
+    monkeypatch.setattr(frames.Weighted, "_correlate", watch)
     monkeypatch.setattr(frames, "PIECE_BYTES", 1)  # samples one by one,
     monkeypatch.setattr(frames, "BLOCK_BYTES", 1)  # 16 channels at a time, then 4
     out, gradients2, buffers2 = _gradients(copy.deepcopy(model), x, scores)

@@ -90,6 +90,9 @@ class Frames(ABC):
         Most values of one sample and step that exist at once while these are computed.
     sliceable : bool
         Some channels can be had without computing the others.
+    takes_deviation : bool
+        There is something behind whose gradient needs more than the carrier's where a batch normalization in training
+        mode follows: weights, or another such normalization.
     uniform : bool
         The gradient arriving here must be the same at all steps.
     """
@@ -99,13 +102,8 @@ class Frames(ABC):
         self.shape = shape
         self.widest = max([math.prod(shape), *(b.widest for b in behind)])
         self.sliceable = all(b.sliceable for b in behind)
-        self._sources: tuple[Weighted, ...] = tuple(s for b in behind for s in b.sources)
+        self.takes_deviation = any(b.takes_deviation for b in behind)
         self.uniform = any(b.uniform for b in behind)
-
-    @property
-    def sources(self) -> tuple[Weighted, ...]:
-        """The weights whose sums these are."""
-        return self._sources
 
     def at(self, part: Part) -> Tensor:
         """Values at all steps of some samples and channels ``[T*b, c, ...]``; not to be changed."""
@@ -123,6 +121,20 @@ class Frames(ABC):
         """
         return self._make_carrier()
 
+    def correlate(self, part: Part, deviation: Tensor, norm: object) -> None:
+        """Note what the gradients behind need of ``norm``, a batch normalization in training mode after this.
+
+        It sends a gradient that is the same at all steps, and one number for each channel times the deviation
+        ``x[n] - xw`` of what it normalizes; ``deviation`` is that of some samples and channels, when they are computed.
+        """
+        if self.takes_deviation:
+            self._correlate(part, deviation, norm)
+
+    def probes(self, norm: object) -> list[Tensor]:
+        """Zeros ``[C]`` of what noted something of ``norm``; their gradient is the number for each channel."""
+        _ = self.carrier
+        return self._find_probes(norm)
+
     @abstractmethod
     def _at(self, part: Part) -> Tensor: ...
 
@@ -131,6 +143,12 @@ class Frames(ABC):
 
     @abstractmethod
     def _make_carrier(self) -> Tensor: ...
+
+    def _correlate(self, part: Part, deviation: Tensor, norm: object) -> None:
+        raise NotImplementedError  # where the gradient must be uniform
+
+    def _find_probes(self, norm: object) -> list[Tensor]:  # noqa: ARG002
+        return []
 
     def samples(self) -> Iterator[slice]:
         """All samples, in pieces of about :data:`PIECE_BYTES`."""
@@ -215,7 +233,7 @@ class Dropped(Frames):
     @torch.no_grad()
     def __init__(self, window: Window, source: Frames, dropout: nn.Dropout) -> None:
         super().__init__(window, source.shape, source)
-        self._sources, self.uniform = (), True
+        self.uniform = True
         self._source = source
         # Drawn for all steps at once, as without pieces.
         like = source.at((slice(0, 1), ALL))
@@ -260,10 +278,9 @@ class Mapped(Frames):
         shape = tuple(module(torch.empty((1, *source.shape), device="meta")).shape[1:])
         super().__init__(window, shape, source)
         self._source, self._module = source, module
-        if not isinstance(module, nn.Identity):
-            # Pooled sums: the gradient of a batch normalization after this is not one number a channel times x[n].
-            self.uniform, self._sources = self.uniform or bool(self.sources), ()
-        self.sliceable = self.sliceable and not isinstance(module, nn.Flatten)
+        if isinstance(module, nn.Flatten):  # its channels are others than those behind it
+            self.uniform = self.uniform or self.takes_deviation
+            self.sliceable = False
 
     def _at(self, part: Part) -> Tensor:
         return self._module(self._source.at(part))
@@ -271,6 +288,15 @@ class Mapped(Frames):
     def _mean(self) -> Value:
         module, mean = self._module, self._source.mean()
         return lambda: module(mean())
+
+    def _correlate(self, part: Part, deviation: Tensor, norm: object) -> None:
+        with torch.enable_grad():  # through the transposed map
+            x = deviation.new_zeros((*deviation.shape[:2], *self._source.shape[1:])).requires_grad_()
+            (back,) = torch.autograd.grad(self._module(x), x, deviation)
+        self._source.correlate(part, back, norm)
+
+    def _find_probes(self, norm: object) -> list[Tensor]:
+        return self._source.probes(norm)
 
     def _make_carrier(self) -> Tensor:
         carrier = self._source.carrier
@@ -290,6 +316,13 @@ class Sum(Frames):
     def _mean(self) -> Value:
         a, b = self._a.mean(), self._b.mean()
         return lambda: a() + b()
+
+    def _correlate(self, part: Part, deviation: Tensor, norm: object) -> None:
+        self._a.correlate(part, deviation, norm)
+        self._b.correlate(part, deviation, norm)
+
+    def _find_probes(self, norm: object) -> list[Tensor]:
+        return self._a.probes(norm) + self._b.probes(norm)
 
     def _make_carrier(self) -> Tensor:
         return cast("Tensor", _Add.apply(self._a.carrier, self._b.carrier))
@@ -311,7 +344,7 @@ class FrozenNorm(Frames):
 
     def __init__(self, window: Window, source: Frames, norm: Norm) -> None:
         super().__init__(window, source.shape, source)
-        self._sources, self.uniform = (), True
+        self.uniform = True
         self._source, self._norm = source, norm
 
     def _at(self, part: Part) -> Tensor:
@@ -376,23 +409,15 @@ class Weighted(Frames):
             geometry: Any = (weights.stride, weights.padding, weights.dilation, weights.groups)
             shape = tuple(F.conv2d(like, weights.weight.detach().to("meta"), None, *geometry).shape[1:])
         super().__init__(window, shape, source)
-        self.uniform = self.uniform or bool(source.sources)
+        self.uniform = self.uniform or source.takes_deviation  # weights would mix its channels
+        self.takes_deviation = True
         self.sliceable = not (isinstance(weights, nn.Conv2d) and weights.groups > 1) and len(shape) in (1, 3)
         self._source, self._weights = source, weights
-        self._covariance: Tensor | None = None
-        self._bias_covariance: Tensor | None = None
-        self._probe: Tensor | None = None
+        self._covariances: dict[object, tuple[Tensor, Tensor]] = {}  # of weight and bias, by normalization
+        self._probes: dict[object, Tensor] = {}
 
-    @property
-    def sources(self) -> tuple[Weighted, ...]:
-        """These weights. Not an attribute: a cycle of references would keep the spikes until Python looks for such."""
-        return (self,)
-
-    @property
-    def probe(self) -> Tensor:
-        """Zeros ``[C]``; their gradient is ``c / sigma`` of the batch normalization that follows."""
-        _ = self.carrier
-        return cast("Tensor", self._probe)
+    def _find_probes(self, norm: object) -> list[Tensor]:
+        return [self._probes[norm]] if norm in self._probes else []
 
     def _at(self, part: Part) -> Tensor:
         samples, channels = part
@@ -402,24 +427,25 @@ class Weighted(Frames):
         weights, mean = self._weights, self._source.mean()
         return lambda: _weigh(weights, mean())
 
-    def correlate(self, part: Part, deviation: Tensor) -> None:
-        """Add some samples and channels to ``cov``; ``deviation`` is ``x[n] - xw``, ``x`` being all that is summed."""
+    def _correlate(self, part: Part, deviation: Tensor, norm: object) -> None:
+        """Add some samples and channels to ``cov``."""
         samples, channels = part
-        if self._covariance is None:
-            self._covariance = torch.zeros_like(self._weights.weight)
-            self._bias_covariance = deviation.new_zeros(self.shape[0])
-        assert self._bias_covariance is not None
+        if norm not in self._covariances:
+            zeros = torch.zeros_like(self._weights.weight), deviation.new_zeros(self.shape[0])
+            self._covariances[norm] = zeros
+        covariance, bias_covariance = self._covariances[norm]
         inputs, products = self._source.at((samples, ALL)), self.window.products
-        self._covariance[channels] += _to_weight(self._weights, inputs, deviation, products, channels)
-        self._bias_covariance[channels] += over_channels(deviation)
+        covariance[channels] += _to_weight(self._weights, inputs, deviation, products, channels)
+        bias_covariance[channels] += over_channels(deviation)
 
     def _make_carrier(self) -> Tensor:
         weights, source = self._weights, self._source
-        covariances = (self._covariance, self._bias_covariance)
-        self._covariance = None
+        norms, covariances = list(self._covariances), list(self._covariances.values())
+        self._covariances = {}  # the graph has them from now on
         parameters = (weights.weight, weights.bias, weights)
-        inputs = (source.carrier, *parameters, source.mean(), self.shape, self.window.products, *covariances)
-        carrier, self._probe = cast("Any", _Sums.apply(*inputs))
+        inputs = (source.carrier, *parameters, source.mean(), self.shape, self.window.products, covariances)
+        carrier, *probes = cast("Any", _Sums.apply(*inputs))
+        self._probes = dict(zip(norms, probes, strict=True))
         return carrier
 
 
@@ -468,7 +494,7 @@ def _convolution_backward(
 
 
 class _Sums(torch.autograd.Function):
-    """Weights: to the carrier of their sums, and a probe of zeros ``[C_out]``."""
+    """Weights: to the carrier of their sums, and a probe of zeros ``[C_out]`` for each covariance."""
 
     @staticmethod
     def forward(
@@ -480,28 +506,25 @@ class _Sums(torch.autograd.Function):
         mean: Value,
         shape: tuple[int, ...],
         products: torch.dtype | None,
-        covariance: Tensor | None,
-        bias_covariance: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(weight, covariance, bias_covariance)
+        covariances: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weight, *(t for pair in covariances for t in pair))
         ctx.weights, ctx.mean, ctx.products, ctx.has_bias = weights, mean, products, bias is not None
-        return _zeros((len(carrier), *shape), carrier), weight.new_zeros(len(weight))
+        return _zeros((len(carrier), *shape), carrier), *(weight.new_zeros(len(weight)) for _ in covariances)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, probe: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, covariance, bias_covariance = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *probes: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, *covariances = ctx.saved_tensors
         mean = ctx.mean()
         to_weight = _to_weight(ctx.weights, mean, grad, ctx.products)
-        if covariance is not None:
+        to_bias = over_channels(grad) if ctx.has_bias else None
+        for probe, covariance, bias_covariance in zip(probes, covariances[::2], covariances[1::2], strict=True):
             to_weight += covariance.mul_(probe.view(-1, *[1] * (weight.ndim - 1)))
-        to_input = _to_input(ctx.weights, weight, mean, grad, ctx.products) if ctx.needs_input_grad[0] else None
-        to_bias = None
-        if ctx.has_bias:
-            to_bias = over_channels(grad)
-            if bias_covariance is not None:
+            if to_bias is not None:
                 to_bias += probe * bias_covariance
-        return to_input, to_weight, to_bias, *[None] * 6
+        to_input = _to_input(ctx.weights, weight, mean, grad, ctx.products) if ctx.needs_input_grad[0] else None
+        return to_input, to_weight, to_bias, *[None] * 5
 
 
 class TrainedNorm(Frames):
@@ -509,10 +532,13 @@ class TrainedNorm(Frames):
 
     def __init__(self, window: Window, source: Frames, norm: Norm) -> None:
         super().__init__(window, source.shape, source)
-        self._sources, self.uniform = (), True
+        self.takes_deviation = True
         self._source, self._norm = source, norm
+        self._token = object()  # stands for this; a reference to it from behind would be a cycle, and keep the spikes
         self._dense: Tensor | None = None
         self._saved: tuple[Tensor, ...] = ()
+        self._moments: dict[object, tuple[Tensor, Tensor]] = {}  # by the normalization that follows
+        self._probes: dict[object, Tensor] = {}
 
     @torch.no_grad()
     def blocks(self) -> Iterator[tuple[Part, Tensor]]:
@@ -552,10 +578,9 @@ class TrainedNorm(Frames):
             if x is None:
                 x = window.workspace(channels.stop - channels.start, piece)
             window.by_step(x)[:, samples] = window.by_step(piece)
-            if window.covariance and source.sources:
+            if window.covariance and source.takes_deviation:
                 deviation = window.by_step(piece) - mean_over_steps(piece, window.steps, window.beta)
-                for s in source.sources:
-                    s.correlate((samples, channels), deviation.flatten(0, 1))
+                source.correlate((samples, channels), deviation.flatten(0, 1), self._token)
         assert x is not None
         return x
 
@@ -575,12 +600,31 @@ class TrainedNorm(Frames):
         mean = mean_over_steps(self._settle(), self.window.steps)
         return lambda: mean
 
+    def _correlate(self, part: Part, deviation: Tensor, norm: object) -> None:
+        """Add some samples and channels to the sums of ``deviation`` and ``deviation xhat[n]``."""
+        channels, shape = part[1], [1, -1, *[1] * (deviation.ndim - 2)]
+        centre, inverse = (t[channels] for t in self._saved[2:])
+        if norm not in self._moments:
+            self._moments[norm] = deviation.new_zeros(self.shape[0]), deviation.new_zeros(self.shape[0])
+        xhat = (self._source.at(part) - centre.view(shape)) * inverse.view(shape)
+        alone, with_xhat = self._moments[norm]
+        alone[channels] += over_channels(deviation)
+        with_xhat[channels] += over_channels(deviation * xhat)
+        self._source.correlate(part, deviation, norm)
+
+    def _find_probes(self, norm: object) -> list[Tensor]:
+        return [self._probes[norm]] if norm in self._probes else []
+
     def _make_carrier(self) -> Tensor:
-        probes = [s.probe for s in self._source.sources]
-        norm = self._norm
-        carrier = self._source.carrier
-        inputs = (carrier, norm.weight, norm.bias, self.window.steps, *self._saved, *probes)
-        return cast("Tensor", _Normalized.apply(*inputs))
+        norm, source, norms = self._norm, self._source, list(self._moments)
+        carrier = source.carrier
+        probes = [source.probes(token) for token in (self._token, *norms)]
+        inputs = (carrier, norm.weight, norm.bias, self.window.steps, *self._saved, list(self._moments.values()))
+        carrier, *own = cast(
+            "Any", _Normalized.apply(*inputs, [len(p) for p in probes], *(p for ps in probes for p in ps))
+        )
+        self._probes = dict(zip(norms, own, strict=True))
+        return carrier
 
 
 def _normalize(norm: Norm, x: Tensor, channels: slice, momentum: float) -> tuple[Tensor, Tensor]:
@@ -597,7 +641,12 @@ def _normalize(norm: Norm, x: Tensor, channels: slice, momentum: float) -> tuple
 
 
 class _Normalized(torch.autograd.Function):
-    """Batch normalization in training mode."""
+    """Batch normalization in training mode: to its carrier, and a probe ``[C]`` for each normalization that follows.
+
+    From a probe arrives ``p``: besides what is the same at all steps, the gradient has ``p`` times the deviation of
+    what that normalization takes. ``moments``: for each, sums of the deviation alone, and times ``xhat[n]``.
+    ``counts``: how many probes behind get what this normalization adds, and what each following one has sent.
+    """
 
     @staticmethod
     def forward(
@@ -610,31 +659,38 @@ class _Normalized(torch.autograd.Function):
         weighted: Tensor,
         centre: Tensor,
         inverse: Tensor,
-        *probes: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(mean, weighted, gamma, centre, inverse)
-        ctx.steps, ctx.probes, ctx.has_beta = steps, len(probes), beta is not None
-        return _zeros(tuple(carrier.shape), carrier)
+        moments: list[tuple[Tensor, Tensor]],
+        counts: list[int],
+        *probes: Tensor,  # noqa: ARG004
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(mean, weighted, gamma, centre, inverse, *(t for pair in moments for t in pair))
+        ctx.steps, ctx.counts, ctx.has_beta = steps, counts, beta is not None
+        return _zeros(tuple(carrier.shape), carrier), *(torch.zeros_like(centre) for _ in moments)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        mean, weighted, gamma, centre, inverse = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *sent: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        mean, weighted, gamma, centre, inverse, *moments = ctx.saved_tensors
         shape = [1, -1, *[1] * (grad.ndim - 2)]
         xhat = (mean - centre.view(shape)) * inverse.view(shape)
         count = ctx.steps * grad.numel() / grad.shape[1]
         to_beta, to_gamma = over_channels(grad), over_channels(grad * xhat)
+        for p, alone, with_xhat in zip(sent, moments[::2], moments[1::2], strict=True):
+            to_beta += p * alone
+            to_gamma += p * with_xhat
         scale = inverse if gamma is None else gamma * inverse
         # At each step dx[n] = scale (g[n] - mean g - xhat[n] mean(g xhat)); their sum needs a mean of xhat only.
+        # The weighted sum of a deviation is 0, so what was sent by it goes on as it came.
         c = -scale * to_gamma / count
         uniform = scale.view(shape) * (grad - (ctx.steps / count) * to_beta.view(shape))
         to_carrier = uniform + (ctx.steps * c * inverse).view(shape) * (weighted - centre.view(shape))
+        to_probes = [c * inverse, *(scale * p for p in sent)]
         return (
             to_carrier,
             None if gamma is None else to_gamma,
             to_beta if ctx.has_beta else None,
-            *[None] * 5,
-            *[c * inverse] * ctx.probes,
+            *[None] * 7,
+            *(p for p, count in zip(to_probes, ctx.counts, strict=True) for _ in range(count)),
         )
 
 

@@ -17,7 +17,9 @@ weights before it, the second part adds ``(c / sigma) cov``, where ``xw`` is the
 
 This is computed in the forward pass, while ``x[n]`` and ``s[n]`` are at hand (one weight-gradient convolution over all
 steps), and is no larger than the weights. ``covariance=False`` leaves this term out: faster, and no longer the exact
-gradient.
+gradient. It is one number for a channel through sums of branches and through pooling, so ``cov`` goes there, too, and
+through another batch normalization (the shortcuts of the ImageNet networks have one): that one passes the part on,
+adds one of its own, and needs two sums over time more. Weights and flattening would mix the channels: refused.
 
 Between the layers, spikes are kept as bits and everything else is computed in pieces (:mod:`.frames`). What stays for
 the backward pass has no time axis: counts of spikes (a byte a neuron), where the mean current lies (a byte), means of
@@ -198,7 +200,10 @@ class _Pass:
         if not norm.training and norm.running_mean is not None:
             return FrozenNorm(self.window, flow, norm)
         if flow.uniform:
-            raise self.refuse("batch normalization in training mode after dropout, pooling or another normalization")
+            raise self.refuse(
+                "batch normalization in training mode after dropout, a frozen normalization, or weights or flattening "
+                "without neurons before them"
+            )
         return TrainedNorm(self.window, flow, norm)
 
     @layer.register
