@@ -52,6 +52,7 @@ from ..network import (
 )
 from ..recording import Executor, Recording, count_weights
 from .bit_true_spikes import spike_trains
+from .convolution import convolution_backward
 from .executor import outcome, recording, seen, tells_means
 from .integer_forward import Outcome, run, step_weights
 from .tssl import Version
@@ -113,9 +114,7 @@ class _Product(torch.autograd.Function):
                 to_x = (rows @ weight).reshape(x.shape) if wanted[0] else None
                 to_weight = rows.T @ x.flatten(1) if wanted[1] else None
             case Conv2d(stride=stride, padding=padding, dilation=dilation, groups=groups):
-                to_x, to_weight, _ = torch.ops.aten.convolution_backward(
-                    grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, (*wanted, False)
-                )
+                to_x, to_weight = convolution_backward(grad, x, weight, stride, padding, dilation, groups, wanted)
             case Scale():
                 to_x = grad * weight.reshape(-1, *[1] * (x.ndim - 2)) if wanted[0] else None
                 to_weight = (grad * x).sum([0, *range(2, x.ndim)]) if wanted[1] else None

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .convolution import convolution_backward
 from .neurons import Neuron, mean_over_steps
 from .spike_bits import ALL, Part, SpikeBits, empty, layout
 
@@ -468,29 +469,28 @@ def _to_weight(
     """``sum_b sums[b] (x) inputs[b]``: the gradient of weights whose sums have the gradient ``sums``."""
     if isinstance(weights, nn.Linear):
         return sums.flatten(0, -2).T @ inputs.flatten(0, -2)
-    return _convolution_backward(weights, inputs, sums, (False, True, False), products, channels)[1]
+    to_weight = _convolution_backward(weights, inputs, sums, (False, True), products, channels)[1]
+    return cast("Tensor", to_weight)
 
 
 def _to_input(weights: Weights, weight: Tensor, inputs: Tensor, sums: Tensor, products: torch.dtype | None) -> Tensor:
     if isinstance(weights, nn.Linear):
         return sums @ weight
-    return _convolution_backward(weights, inputs, sums, (True, False, False), products)[0]
+    return cast("Tensor", _convolution_backward(weights, inputs, sums, (True, False), products)[0])
 
 
 def _convolution_backward(
     conv: nn.Conv2d,
     inputs: Tensor,
     sums: Tensor,
-    wanted: tuple[bool, bool, bool],
+    wanted: tuple[bool, bool],
     products: torch.dtype | None,
     channels: slice = ALL,
-) -> list[Any]:
-    dtype = sums.dtype
-    tensors = (t.to(products or dtype) for t in (sums, inputs, conv.weight.detach()[channels]))
-    found = torch.ops.aten.convolution_backward(
-        *tensors, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, wanted
-    )
-    return [None if g is None else g.to(dtype) for g in found]
+) -> list[Tensor | None]:
+    grad, x, weight = (t.to(products or sums.dtype) for t in (sums, inputs, conv.weight.detach()[channels]))
+    padding = cast("tuple[int, int]", conv.padding)
+    found = convolution_backward(grad, x, weight, conv.stride, padding, conv.dilation, conv.groups, wanted)
+    return [None if g is None else g.to(sums.dtype) for g in found]
 
 
 class _Sums(torch.autograd.Function):

@@ -25,6 +25,7 @@ from ..errors import ExecutionError, FileFormatError, RecipeError
 from . import representation
 from .checkpoint import Checkpoint, Epoch, Header, Stage, load, save
 from .config import TrainConfig
+from .convolution import bears_channels_last
 from .data import Augment, Split
 from .model import SpikingSequential
 from .parallel import ALONE, Workers
@@ -145,7 +146,7 @@ class _Run:
     """What changes from epoch to epoch: the model, the optimizer, the history and the best weights so far."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, workers: Workers) -> None:
-        if config.rate_epochs:
+        if config.rate_epochs and bears_channels_last(model):
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model = model
         self.config = config
