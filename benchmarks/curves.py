@@ -1,6 +1,8 @@
 """Draw learning curves from the CSV logs of finished trainings.
 
 python benchmarks/curves.py --out docs/curves.svg "MNIST, DSR=runs/mnist" "MNIST, TSSL-BP=runs/mnist-tssl"
+
+Curves that belong together stand next to each other, the first of each two in a darker color.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "lapilli", "font.size": 10})
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
     FigureCanvasSVG(figure)
     axis = figure.subplots()
     for number, curve in enumerate(given.curves):
         label, folder = curve.split("=", 1)
         points = read(Path(folder))
-        color = f"C{number}"
+        color = mpl.colormaps["tab20"](number % 20)  # two in a row are a dark and a light one of a hue
         axis.plot([e for e, _, _ in points], [error for _, _, error in points], color=color, linewidth=1.2, label=label)
         for rates, face in ((True, "white"), (False, color)):
             some = [(e, error) for e, of_rates, error in points if of_rates is rates]
