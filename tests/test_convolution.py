@@ -63,6 +63,11 @@ def test_torch_survives_strided_pointwise_convolutions_of_few_channels():
     assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
+def test_padding_by_name_is_no_way_around():
+    assert not bears_channels_last(torch.nn.Conv2d(8, 16, 1, 2, padding="valid"))
+    assert bears_channels_last(torch.nn.Conv2d(8, 16, 1, padding="same"))
+
+
 @pytest.mark.parametrize(("channels", "last"), [(8, False), (16, True)])
 def test_channels_last_is_left_where_autograd_would_not_bear_it(channels, last):
     layers = [

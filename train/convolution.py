@@ -8,7 +8,6 @@ sooner or later, or goes on with what it destroyed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,24 +38,17 @@ def convolution_backward(
     wanted : (bool, bool)
         Which of the two; the other one is None.
     """
-    to_x: Tensor | None
-    if _pointwise(weight.shape[2:], stride, padding):
-        # It sees every stride-th pixel only. Without the others its stride is 1.
-        seen = x[:, :, :: stride[0], :: stride[1]]
-        to_seen, to_weight = _call(grad, seen, weight, (1, 1), padding, dilation, groups, wanted)
-        if to_seen is None:
-            return None, to_weight
-        to_x = torch.zeros_like(x)
-        to_x[:, :, :: stride[0], :: stride[1]] = to_seen
-        return to_x, to_weight
-    return _call(grad, x, weight, stride, padding, dilation, groups, wanted)
-
-
-def _call(grad: Tensor, x: Tensor, weight: Tensor, *geometry: Any) -> tuple[Tensor | None, Tensor | None]:
-    stride, padding, dilation, groups, wanted = geometry
-    to_x, to_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, (*wanted, False)
+    seen, pixels = x, (..., slice(None, None, stride[0]), slice(None, None, stride[1]))
+    skips = _skips_pixels(weight.shape[2:], stride, padding)
+    if skips:  # what is left has stride 1
+        seen, stride = x[pixels], (1, 1)
+    to_seen, to_weight, _ = torch.ops.aten.convolution_backward(
+        grad, seen, weight, None, stride, padding, dilation, False, [0, 0], groups, (*wanted, False)
     )
+    if not skips or to_seen is None:
+        return to_seen, to_weight
+    to_x = torch.zeros_like(x)
+    to_x[pixels] = to_seen
     return to_x, to_weight
 
 
@@ -65,12 +57,12 @@ def bears_channels_last(model: nn.Module) -> bool:
     return not any(
         isinstance(m, nn.Conv2d)
         and m.in_channels // m.groups < NARROW
-        and not isinstance(m.padding, str)
-        and _pointwise(m.kernel_size, m.stride, m.padding)
+        # With a stride, the only padding that has a name is "valid": none.
+        and _skips_pixels(m.kernel_size, m.stride, (0, 0) if isinstance(m.padding, str) else m.padding)
         for m in model.modules()
     )
 
 
-def _pointwise(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
-    """A 1x1 kernel on every other pixel, or fewer."""
+def _skips_pixels(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """A 1x1 kernel with a stride sees every stride-th pixel, and no others."""
     return tuple(kernel) == (1, 1) and tuple(stride) != (1, 1) and not any(padding)

@@ -105,6 +105,7 @@ class Frames(ABC):
         self.sliceable = all(b.sliceable for b in behind)
         self.takes_deviation = any(b.takes_deviation for b in behind)
         self.uniform = any(b.uniform for b in behind)
+        self._probes: dict[object, Tensor] = {}  # its own, by normalization
 
     def at(self, part: Part) -> Tensor:
         """Values at all steps of some samples and channels ``[T*b, c, ...]``; not to be changed."""
@@ -148,8 +149,8 @@ class Frames(ABC):
     def _correlate(self, part: Part, deviation: Tensor, norm: object) -> None:
         raise NotImplementedError  # where the gradient must be uniform
 
-    def _find_probes(self, norm: object) -> list[Tensor]:  # noqa: ARG002
-        return []
+    def _find_probes(self, norm: object) -> list[Tensor]:
+        return [self._probes[norm]] if norm in self._probes else []
 
     def samples(self) -> Iterator[slice]:
         """All samples, in pieces of about :data:`PIECE_BYTES`."""
@@ -415,10 +416,6 @@ class Weighted(Frames):
         self.sliceable = not (isinstance(weights, nn.Conv2d) and weights.groups > 1) and len(shape) in (1, 3)
         self._source, self._weights = source, weights
         self._covariances: dict[object, tuple[Tensor, Tensor]] = {}  # of weight and bias, by normalization
-        self._probes: dict[object, Tensor] = {}
-
-    def _find_probes(self, norm: object) -> list[Tensor]:
-        return [self._probes[norm]] if norm in self._probes else []
 
     def _at(self, part: Part) -> Tensor:
         samples, channels = part
@@ -432,8 +429,7 @@ class Weighted(Frames):
         """Add some samples and channels to ``cov``."""
         samples, channels = part
         if norm not in self._covariances:
-            zeros = torch.zeros_like(self._weights.weight), deviation.new_zeros(self.shape[0])
-            self._covariances[norm] = zeros
+            self._covariances[norm] = torch.zeros_like(self._weights.weight), deviation.new_zeros(self.shape[0])
         covariance, bias_covariance = self._covariances[norm]
         inputs, products = self._source.at((samples, ALL)), self.window.products
         covariance[channels] += _to_weight(self._weights, inputs, deviation, products, channels)
@@ -469,28 +465,30 @@ def _to_weight(
     """``sum_b sums[b] (x) inputs[b]``: the gradient of weights whose sums have the gradient ``sums``."""
     if isinstance(weights, nn.Linear):
         return sums.flatten(0, -2).T @ inputs.flatten(0, -2)
-    to_weight = _convolution_backward(weights, inputs, sums, (False, True), products, channels)[1]
-    return cast("Tensor", to_weight)
+    return _convolution_backward(weights, inputs, sums, products, channels, to_input=False)
 
 
 def _to_input(weights: Weights, weight: Tensor, inputs: Tensor, sums: Tensor, products: torch.dtype | None) -> Tensor:
     if isinstance(weights, nn.Linear):
         return sums @ weight
-    return cast("Tensor", _convolution_backward(weights, inputs, sums, (True, False), products)[0])
+    return _convolution_backward(weights, inputs, sums, products, to_input=True)
 
 
 def _convolution_backward(
     conv: nn.Conv2d,
     inputs: Tensor,
     sums: Tensor,
-    wanted: tuple[bool, bool],
     products: torch.dtype | None,
     channels: slice = ALL,
-) -> list[Tensor | None]:
+    *,
+    to_input: bool,
+) -> Tensor:
+    """The gradient of the input, or else of the weights."""
     grad, x, weight = (t.to(products or sums.dtype) for t in (sums, inputs, conv.weight.detach()[channels]))
     padding = cast("tuple[int, int]", conv.padding)
+    wanted = (to_input, not to_input)
     found = convolution_backward(grad, x, weight, conv.stride, padding, conv.dilation, conv.groups, wanted)
-    return [None if g is None else g.to(sums.dtype) for g in found]
+    return cast("Tensor", found[wanted.index(True)]).to(sums.dtype)
 
 
 class _Sums(torch.autograd.Function):
@@ -538,7 +536,6 @@ class TrainedNorm(Frames):
         self._dense: Tensor | None = None
         self._saved: tuple[Tensor, ...] = ()
         self._moments: dict[object, tuple[Tensor, Tensor]] = {}  # by the normalization that follows
-        self._probes: dict[object, Tensor] = {}
 
     @torch.no_grad()
     def blocks(self) -> Iterator[tuple[Part, Tensor]]:
@@ -611,9 +608,6 @@ class TrainedNorm(Frames):
         alone[channels] += over_channels(deviation)
         with_xhat[channels] += over_channels(deviation * xhat)
         self._source.correlate(part, deviation, norm)
-
-    def _find_probes(self, norm: object) -> list[Tensor]:
-        return [self._probes[norm]] if norm in self._probes else []
 
     def _make_carrier(self) -> Tensor:
         norm, source, norms = self._norm, self._source, list(self._moments)
